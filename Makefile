@@ -1,0 +1,47 @@
+# Every target does its own set-up; nothing but Python 3.11+ and make is needed.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+UV_VERSION := 0.13.8
+BIN := .venv/bin
+
+.PHONY: help install up test lint types bench lock clean
+
+help: ## what can be done here
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
+
+install: .venv/.installed ## a .venv with everything
+
+.venv/.installed: requirements.lock pyproject.toml
+	@set -e; \
+	python=""; \
+	for candidate in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if [ -n "$$candidate" ] && "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo "Python 3.11 to 3.14 is needed and none was found; set PYTHON=/path/to/python3" >&2; exit 2; fi; \
+	"$$python" -m venv .venv; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"; \
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock; \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch .venv/.installed
+
+up: install ## the whole system on this machine: UI on http://127.0.0.1:3000
+	@$(BIN)/okx-pipeline up
+
+test: install ## the test suite
+	@$(BIN)/python -m pytest
+
+lint: install ## ruff: style, likely bugs, security
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: install ## mypy, strict
+	@$(BIN)/mypy
+
+bench: install ## benchmarks: ratios against a named limit
+	@$(BIN)/python -m benchmarks
+
+lock: ## requirements.lock from pyproject.toml
+	@test -x $(BIN)/uv || { python3 -m venv .venv && $(BIN)/python -m pip install --quiet "uv==$(UV_VERSION)"; }
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
+
+clean: ## remove the virtual environment (never the data in OKX_HOME)
+	@rm -rf .venv build dist

@@ -1,0 +1,1 @@
+"""OKX's protocol and nothing else: requests, messages, errors, limits, the exchange's clock."""
