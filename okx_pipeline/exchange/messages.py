@@ -146,9 +146,9 @@ def judge_row(row: list[str] | msgspec.Raw, symbol: str, timeframe: Timeframe, p
         page.refused.append(_refused(symbol, timeframe, timestamp_ms, str(problem), row))
         return
     candle = Candle(symbol, timeframe.name, timestamp_ms, *values)
-    reason = impossibility(timeframe, candle)
-    if reason is not None:
-        page.refused.append(_refused(symbol, timeframe, timestamp_ms, reason, row))
+    impossible = impossibility(timeframe, candle)
+    if impossible is not None:
+        page.refused.append(_refused(symbol, timeframe, timestamp_ms, impossible, row))
         return
     page.candles.append(candle)
 

@@ -75,8 +75,9 @@ UNAVAILABLE: Final = Failure("50001", 503, "Service temporarily unavailable. Ple
 ENDPOINT_TIMEOUT: Final = Failure(
     "50004",
     400,
-    "API endpoint request timeout. (does not mean that the request was successful or failed, please check the request result).",
-)  # noqa: E501
+    "API endpoint request timeout. (does not mean that the request was successful or failed, "
+    "please check the request result).",
+)
 SYSTEM_ERROR: Final = Failure("50026", 500, "System error. Try again later")
 PARAMETER_EMPTY: Final = Failure("50014", 400, "Parameter {param0} can not be empty.")
 PARAMETER_ERROR: Final = Failure("51000", 400, "Parameter {param0} error")
