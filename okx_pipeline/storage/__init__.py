@@ -1,0 +1,1 @@
+"""PostgreSQL and Parquet: where candles and what is known about them are kept."""
