@@ -23,7 +23,7 @@ class PipelineError(Exception):
     exit_status = ExitStatus.FAILED
 
 
-class UsageError(PipelineError):
+class UsageError(PipelineError, ValueError):
     """What was asked for, or a setting, cannot be; nothing was started."""
 
     exit_status = ExitStatus.USAGE

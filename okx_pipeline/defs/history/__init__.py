@@ -1,0 +1,1 @@
+"""The stage that brings the past: instruments, candles of closed days, and when they run."""

@@ -1,0 +1,51 @@
+"""What assets, schedules and sensors are given: the pipeline's settings, and the way in to its store and exchange."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import dagster as dg
+
+from okx_pipeline.errors import PipelineError, UsageError
+from okx_pipeline.history.backfill import Backfill
+from okx_pipeline.settings import Settings, read_settings
+from okx_pipeline.storage.database import Database
+from okx_pipeline.storage.opening import opened_database
+
+
+class Pipeline(dg.ConfigurableResource[Any]):
+    """The pipeline as its settings describe it.
+
+    Parameters
+    ----------
+    overrides
+        Settings by field name that stand above the environment's.
+    """
+
+    overrides: dict[str, Any] = {}
+
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return read_settings(**self.overrides)
+
+    @contextmanager
+    def database(self) -> Iterator[Database]:
+        """The database, schema up to date."""
+        with opened_database(self.settings()) as database:
+            yield database
+
+    @asynccontextmanager
+    async def backfill(self) -> AsyncIterator[Backfill]:
+        """A backfill on its own connections to the exchange and the store."""
+        with self.database() as database:
+            async with Backfill.opened(self.settings(), database) as backfill:
+                yield backfill
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Fail a step with the line a user can act on; what would fail again in the same way is not retried."""
+    try:
+        yield
+    except PipelineError as problem:
+        raise dg.Failure(str(problem), allow_retries=not isinstance(problem, UsageError)) from problem

@@ -1,0 +1,277 @@
+"""The backfill: windows of history fetched side by side, landed as they come, projected into Parquet at the end.
+
+The asset and the command both run this. What it asks for is decided in `plan`; a run that was killed anywhere left its
+landed rows and its marks behind, so that the next one asks for what is missing and projects what was left.
+"""
+
+import asyncio
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from time import monotonic
+from typing import Final, Protocol
+
+from okx_pipeline.candles import Source
+from okx_pipeline.errors import PipelineError
+from okx_pipeline.exchange import protocol
+from okx_pipeline.exchange.clock import ExchangeClock
+from okx_pipeline.exchange.errors import UnknownSymbolError
+from okx_pipeline.exchange.rest import RestClient
+from okx_pipeline.exchange.windows import Window, WindowResult, fetch_windows
+from okx_pipeline.history.plan import Estimate, Life, Span, estimate, why_empty, windows_of, within
+from okx_pipeline.settings import Settings
+from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.database import Database
+from okx_pipeline.storage.instruments import Snapshot, life_of, record_listing
+from okx_pipeline.storage.landing import SeriesDay
+from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.storage.projection import Projected
+from okx_pipeline.storage.request_budget import SharedBudget
+from okx_pipeline.timeframes import day_of
+
+CONCURRENCY: Final = 24
+"""Requests in flight per endpoint at the most; a full window of the budget, and a few that wait for it."""
+
+SPARE_DISK_BYTES: Final = 512 * 1024 * 1024
+"""Disk that a backfill leaves free."""
+
+
+class Progress(Protocol):
+    """Told how far a backfill is; `done` and `total` are windows, `rows` candles received, `requests` those sent."""
+
+    def __call__(self, *, done: int, total: int, rows: int, requests: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a backfill will ask for, newest first, and why some spans ask for nothing."""
+
+    windows: list[tuple[str, Window]]
+    estimate: Estimate
+    notes: dict[Span, str]
+    now_ms: int
+
+
+@dataclass(slots=True)
+class DayReport:
+    """What a run did for a series on a day."""
+
+    inserted: int = 0
+    corrected: int = 0
+    quarantined: int = 0
+    disputed: int = 0
+    requests: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did.
+
+    Parameters
+    ----------
+    days
+        By series and UTC day, for every day that a request of the run served.
+    windows_done, requests, rows
+        Windows landed, requests sent and confirmed candles received.
+    seconds
+        How long it took, projection included.
+    notes
+        Why spans asked for nothing.
+    projected
+        The Parquet files that were looked after.
+    """
+
+    days: defaultdict[SeriesDay, DayReport] = field(default_factory=lambda: defaultdict(DayReport))
+    windows_done: int = 0
+    requests: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    notes: dict[Span, str] = field(default_factory=dict)
+    projected: list[Projected] = field(default_factory=list)
+
+    def total(self, attribute: str) -> int:
+        """Sum of a `DayReport` attribute over all days."""
+        return sum(getattr(day, attribute) for day in self.days.values())
+
+
+class Backfill:
+    """One connection to the exchange and one to the store; make one with `opened`.
+
+    Parameters
+    ----------
+    settings
+        Where the exchange is, the request rate, and the Parquet store.
+    """
+
+    def __init__(self, settings: Settings, client: RestClient, store: CandleStore) -> None:
+        self.settings = settings
+        self.client = client
+        self.clock = ExchangeClock(client)
+        self.store = store
+        self._landing = asyncio.Lock()
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, settings: Settings, database: Database) -> AsyncIterator["Backfill"]:
+        """A backfill on connections of its own, on the budget shared by all who use `database`.
+
+        Raises
+        ------
+        UsageError
+            If the store holds another market than the settings lead to.
+        """
+        files = ParquetStore(settings.parquet_root)
+        async with SharedBudget(database, settings.rest_rate) as budget:
+            client = RestClient(
+                settings.rest_url,
+                budget=budget,
+                demo=settings.demo_trading,
+                proxy=settings.proxy.get_secret_value() if settings.proxy else None,
+                ca_file=settings.ca_file,
+            )
+            async with client:
+                with CandleStore.opened(database, files) as store:
+                    store.claim_for(settings.origin)
+                    yield cls(settings, client, store)
+
+    async def record_listing(self) -> Snapshot:
+        """Ask OKX for every instrument it lists and keep what changed."""
+        listings = [await self.client.instruments(kind) for kind in protocol.INSTRUMENT_TYPES]
+        listing = [instrument for listed in listings for instrument in listed]
+        return await asyncio.to_thread(record_listing, self.store.connection, listing)
+
+    async def life_of(self, symbol: str) -> Life:
+        """When `symbol` trades; OKX's listing is asked for where it is not known here yet.
+
+        Raises
+        ------
+        UnknownSymbolError
+            If OKX never listed it.
+        """
+        known = life_of(self.store.connection, symbol)
+        if known is None:
+            await self.record_listing()
+            known = life_of(self.store.connection, symbol)
+        if known is None:
+            raise UnknownSymbolError(f"OKX lists no instrument {symbol}; check how it is spelled")
+        return Life(known.listed_ms, known.expires_ms)
+
+    async def plan(self, spans: Iterable[Span], *, only_missing: bool) -> Plan:
+        """The windows that `spans` need, newest first; with `only_missing`, only for candles that are not there.
+
+        Raises
+        ------
+        UnknownSymbolError
+            If a symbol was never listed.
+        ExchangeError
+            If OKX cannot be asked for its time or its listing.
+        """
+        now_ms = await self.clock.now_ms()
+        lives: dict[str, Life] = {}
+        windows: list[tuple[str, Window]] = []
+        notes: dict[Span, str] = {}
+        for span in spans:
+            if span.symbol not in lives:
+                lives[span.symbol] = await self.life_of(span.symbol)
+            life = lives[span.symbol]
+            note = why_empty(span, life, now_ms)
+            if note is not None:
+                notes[span] = note
+                continue
+            clipped = within(span, life, now_ms)
+            have = self._have(clipped) if only_missing else []
+            windows += [(span.symbol, window) for window in windows_of(clipped, have, now_ms)]
+        windows.sort(key=lambda each: -each[1].end_ms)
+        cost = estimate((window for _, window in windows), self.settings.rest_rate)
+        return Plan(windows, cost, notes, now_ms)
+
+    def check_disk(self, plan: Plan) -> None:
+        """Refuse a plan that the disk of OKX_HOME has no room for.
+
+        Raises
+        ------
+        PipelineError
+            Saying how much is needed and how much is there.
+        """
+        if self.settings.database_url is not None:
+            return  # what is free over there cannot be seen from here
+        folder = next(path for path in (self.settings.root, *self.settings.root.parents) if path.exists())
+        free = shutil.disk_usage(folder).free
+        needed = plan.estimate.disk_bytes + SPARE_DISK_BYTES
+        if free < needed:
+            raise PipelineError(
+                f"this backfill needs about {needed // 1_000_000} MB and {folder} has {free // 1_000_000} MB free; "
+                "free some space or ask for fewer days"
+            )
+
+    async def run(self, plan: Plan, *, progress: Progress | None = None) -> Report:
+        """Fetch and land everything in `plan`, then bring the Parquet files of its months up to date.
+
+        Raises
+        ------
+        ExchangeError
+            If OKX cannot be asked to the last try. What came before has landed and is projected.
+        StorageError
+            If the database or the disk refuses. What landed before stays.
+        """
+        started = monotonic()
+        report = Report(notes=dict(plan.notes))
+        months = {
+            SeriesMonth(symbol, window.timeframe.name, day.replace(day=1))
+            for symbol, window in plan.windows
+            for day in _days(window)
+        }
+        try:
+            # Each endpoint has a budget of its own, and neither waits for the other's.
+            async with asyncio.TaskGroup() as group:
+                for endpoint in (protocol.CANDLES, protocol.HISTORY_CANDLES):
+                    windows = [each for each in plan.windows if each[1].endpoint == endpoint]
+                    if windows:
+                        group.create_task(self._fetch(windows, report, len(plan.windows), progress))
+        except BaseExceptionGroup as problems:
+            raise problems.exceptions[0] from None
+        finally:
+            report.projected = await asyncio.to_thread(self.store.project, sorted(months))
+            report.seconds = monotonic() - started
+        return report
+
+    async def _fetch(
+        self, windows: Sequence[tuple[str, Window]], report: Report, total: int, progress: Progress | None
+    ) -> None:
+        async with fetch_windows(self.client, windows, concurrency=CONCURRENCY) as results:
+            async for result in results:
+                await self._land(result, report)
+                if progress is not None:
+                    progress(done=report.windows_done, total=total, rows=report.rows, requests=report.requests)
+
+    async def _land(self, result: WindowResult, report: Report) -> None:
+        name = result.window.timeframe.name
+        async with self._landing:
+            for index, page in enumerate(result.pages):
+                refused = result.refused if index == 0 else []
+                landed = await asyncio.to_thread(
+                    self.store.land, page.candles, refused, source=Source.REST, requested_at=page.sent_at
+                )
+                for day, change in landed.changes.items():
+                    report.days[day].inserted += change.inserted
+                    report.days[day].corrected += change.corrected
+                for symbol, timeframe, open_ms in landed.disputed:
+                    report.days[SeriesDay(symbol, timeframe, day_of(open_ms))].disputed += 1
+        quarantined = Counter(day_of(row.timestamp_ms) for row in result.refused if row.timestamp_ms is not None)
+        for utc_day, rows in quarantined.items():
+            report.days[SeriesDay(result.symbol, name, utc_day)].quarantined += rows
+        for utc_day in _days(result.window):
+            report.days[SeriesDay(result.symbol, name, utc_day)].requests += result.requests
+        report.requests += result.requests
+        report.rows += len(result.candles)
+        report.windows_done += 1
+
+    def _have(self, span: Span) -> list[int]:
+        return self.store.opens(span.symbol, span.timeframe, span.start_ms, span.end_ms)
+
+
+def _days(window: Window) -> list[date]:
+    return sorted({day_of(open_ms) for open_ms in window.timeframe.opens(window.start_ms, window.end_ms)})

@@ -1,0 +1,127 @@
+"""What a backfill asks for: ranges of series, cut to when an instrument traded, as windows of what is missing.
+
+Pure arithmetic on open times. What the windows bring and where it goes is `backfill`'s work.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from itertools import groupby
+from typing import Final
+
+from okx_pipeline.exchange.protocol import CANDLES, HISTORY_CANDLES, PAGE_LIMIT
+from okx_pipeline.exchange.windows import Window, plan
+from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, utc
+
+BYTES_PER_CANDLE: Final = 420
+"""Disk a candle takes: some 210 bytes of row and key in PostgreSQL, 70 in Parquet, and as much again of journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Candles of a series that open in [start_ms, end_ms)."""
+
+    symbol: str
+    timeframe: Timeframe
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """When an instrument trades, as far as known: from `listed_ms` until `expires_ms`."""
+
+    listed_ms: int | None = None
+    expires_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a plan costs: requests to OKX, candles at most, seconds at least (by the request budget), bytes of disk."""
+
+    requests: int
+    candles: int
+    seconds: float
+    disk_bytes: int
+
+
+def days_of_range(symbol: str, timeframe: Timeframe, start: date, end: date) -> Span:
+    """The candles that open on the UTC days [start, end)."""
+    return Span(symbol, timeframe, day_ms(start), day_ms(end))
+
+
+def days_and_their_closes(symbol: str, timeframe: Timeframe, days: Iterable[date]) -> list[Span]:
+    """The candles that open on `days`, and the longer ones that close on them: a week's on its last day.
+
+    Days in a row make one span.
+    """
+    spans = []
+    for first, last in _runs(sorted(set(days))):
+        start_ms = day_ms(first)
+        if timeframe.length_ms > DAY_MS:
+            start_ms = timeframe.open_at(start_ms)
+        spans.append(Span(symbol, timeframe, start_ms, day_ms(last) + DAY_MS))
+    return spans
+
+
+def within(span: Span, life: Life, now_ms: int) -> Span:
+    """`span` without what cannot be: candles before the listing, after the expiry, and not closed at `now_ms`."""
+    start_ms = span.timeframe.first_open(span.start_ms)
+    end_ms = min(span.end_ms, span.timeframe.closed_before(now_ms))
+    if life.listed_ms is not None:
+        start_ms = max(start_ms, span.timeframe.open_at(life.listed_ms))
+    if life.expires_ms is not None:
+        end_ms = min(end_ms, life.expires_ms)
+    return Span(span.symbol, span.timeframe, start_ms, max(start_ms, end_ms))
+
+
+def why_empty(span: Span, life: Life, now_ms: int) -> str | None:
+    """Why nothing of `span` can be, in words; None if something can."""
+    clipped = within(span, life, now_ms)
+    if clipped.timeframe.count(clipped.start_ms, clipped.end_ms):
+        return None
+    if life.listed_ms is not None and span.end_ms <= span.timeframe.open_at(life.listed_ms):
+        return f"{span.symbol} was listed on {utc(life.listed_ms):%Y-%m-%d %H:%M} UTC"
+    if life.expires_ms is not None and span.start_ms >= life.expires_ms:
+        return f"{span.symbol} expired on {utc(life.expires_ms):%Y-%m-%d %H:%M} UTC"
+    return f"no {span.timeframe} candle that opens there has closed yet"
+
+
+def windows_of(span: Span, have: Sequence[int], now_ms: int) -> list[Window]:
+    """The fewest windows that cover the candles of `span` (see `within`) that are not among `have`, ascending."""
+    held = set(have)
+    missing = (open_ms for open_ms in span.timeframe.opens(span.start_ms, span.end_ms) if open_ms not in held)
+    windows: list[Window] = []
+    first = last = next(missing, None)
+    while first is not None and last is not None:
+        limit_ms = span.timeframe.step(first, PAGE_LIMIT)
+        beyond = None
+        for open_ms in missing:
+            if open_ms >= limit_ms:
+                beyond = open_ms
+                break
+            last = open_ms
+        windows += plan(span.timeframe, first, span.timeframe.close_of(last), now_ms)
+        first = last = beyond
+    return windows
+
+
+def estimate(windows: Iterable[Window], rate: float | None = None) -> Estimate:
+    """What fetching `windows` costs, with `rate` requests per 2 s where fewer than OKX's limit are wanted."""
+    requests = dict.fromkeys((CANDLES, HISTORY_CANDLES), 0)
+    candles = 0
+    for window in windows:
+        requests[window.endpoint] += 1
+        candles += window.candles
+    seconds = 0.0
+    for endpoint, number in requests.items():
+        per_second = endpoint.requests / endpoint.period_s
+        seconds = max(seconds, number / (per_second if rate is None else min(per_second, rate / 2)))
+    return Estimate(sum(requests.values()), candles, seconds, candles * BYTES_PER_CANDLE)
+
+
+def _runs(days: list[date]) -> Iterator[tuple[date, date]]:
+    numbered = enumerate(days)
+    for _, run in groupby(numbered, key=lambda each: each[1] - timedelta(days=each[0])):
+        members = [day for _, day in run]
+        yield members[0], members[-1]

@@ -1,0 +1,159 @@
+"""The settings: the only reader of the environment and of the `.env` file beside the command.
+
+A wrong value is one clear line and exit status 2, before anything starts. What a setting is for stands in README.
+"""
+
+import os
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from okx_pipeline.candles import parse_symbols
+from okx_pipeline.errors import UsageError
+from okx_pipeline.timeframes import Timeframe, parse_timeframes
+
+PREFIX: Final = "OKX_"
+
+
+class Settings(BaseSettings):
+    """All settings, checked. Read them with `read_settings`, once, at the top of a command or process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+    )
+
+    home: Path = Path(".okx")
+    database_url: SecretStr | None = None
+    parquet_url: str = ""
+    symbols: Annotated[tuple[str, ...], NoDecode] = ("BTC-USDT-SWAP",)
+    timeframes: Annotated[tuple[Timeframe, ...], NoDecode] = parse_timeframes("5m,15m,1h,4h,1d")
+    history_start: date = date(2026, 1, 1)
+    partition_start: date = date(2020, 1, 1)
+    rest_url: str = "https://openapi.okx.com"
+    ws_url: str = "wss://ws.okx.com/ws/v5/business"
+    demo_trading: bool = False
+    rest_rate: Annotated[int, Field(ge=1)] | None = None
+    proxy: SecretStr | None = Field(default=None, validation_alias="HTTPS_PROXY")
+    ca_file: Path | None = Field(default=None, validation_alias="SSL_CERT_FILE")
+
+    @field_validator("symbols", mode="before")
+    @classmethod
+    def _symbols(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = parse_symbols(value)
+            if not value:
+                raise UsageError("no symbol is named; write for example BTC-USDT-SWAP,ETH-USDT-SWAP")
+        return value
+
+    @field_validator("timeframes", mode="before")
+    @classmethod
+    def _timeframes(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = parse_timeframes(value)
+            if not value:
+                raise UsageError("no timeframe is named; write for example 5m,1h,1d")
+        return value
+
+    @field_validator("history_start", "partition_start", mode="after")
+    @classmethod
+    def _not_in_the_future(cls, value: date) -> date:
+        if value > datetime.now(tz=UTC).date():
+            raise UsageError(f"{value} lies in the future; write a day that has been")
+        return value
+
+    @field_validator("rest_url", "ws_url", mode="after")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https", "ws", "wss"} or not parts.hostname:
+            raise UsageError(f"{value!r} is not a URL; it begins with https:// or wss://")
+        return value.rstrip("/")
+
+    @field_validator("parquet_url", mode="after")
+    @classmethod
+    def _parquet_url(cls, value: str) -> str:
+        if "://" in value and not value.startswith("s3://"):
+            raise UsageError(f"{value!r} is neither a folder nor an s3:// URL")
+        return value.rstrip("/")
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _database_url(cls, value: SecretStr | None) -> SecretStr | None:
+        # The URL may hold a password, so that the message does not repeat it.
+        if value is not None and urlsplit(value.get_secret_value()).scheme not in {"postgresql", "postgres"}:
+            raise UsageError("it is not a PostgreSQL URL; it begins with postgresql://")
+        return value
+
+    @property
+    def root(self) -> Path:
+        """OKX_HOME as an absolute path."""
+        return self.home.expanduser().absolute()
+
+    @property
+    def parquet_root(self) -> str:
+        """Folder or s3:// URL under which `candlesticks` lies."""
+        if self.parquet_url.startswith("s3://"):
+            return self.parquet_url
+        return str(Path(self.parquet_url).expanduser().absolute()) if self.parquet_url else str(self.root / "parquet")
+
+    @property
+    def origin(self) -> str:
+        """Which market these prices come from: `market`, `demo` or `replay`. A store holds one of them only."""
+        if (urlsplit(self.rest_url).hostname or "") in {"127.0.0.1", "localhost", "::1"}:
+            return "replay"
+        return "demo" if self.demo_trading else "market"
+
+    def environment(self) -> dict[str, str]:
+        """These settings as a child process's environment, paths absolute."""
+        own: dict[str, str] = {
+            "OKX_HOME": str(self.root),
+            "OKX_PARQUET_URL": self.parquet_root,
+            "OKX_SYMBOLS": ",".join(self.symbols),
+            "OKX_TIMEFRAMES": ",".join(timeframe.name for timeframe in self.timeframes),
+            "OKX_HISTORY_START": self.history_start.isoformat(),
+            "OKX_PARTITION_START": self.partition_start.isoformat(),
+            "OKX_REST_URL": self.rest_url,
+            "OKX_WS_URL": self.ws_url,
+            "OKX_DEMO_TRADING": str(self.demo_trading).lower(),
+        }
+        if self.database_url is not None:
+            own["OKX_DATABASE_URL"] = self.database_url.get_secret_value()
+        if self.rest_rate is not None:
+            own["OKX_REST_RATE"] = str(self.rest_rate)
+        if self.proxy is not None:
+            own["HTTPS_PROXY"] = self.proxy.get_secret_value()
+        if self.ca_file is not None:
+            own["SSL_CERT_FILE"] = str(self.ca_file)
+        return {**os.environ, **own}
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """The settings of this process; `overrides` by field name stand above the environment.
+
+    Raises
+    ------
+    UsageError
+        Naming the variable and what is wrong with its value, in one line.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        variable = field if field.isupper() else f"{PREFIX}{field.upper()}"
+        raise UsageError(f"{variable}: {_plainly(first['msg'])}") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(f"cannot read the file .env: {problem}") from None
+
+
+def _plainly(message: str) -> str:
+    return message.removeprefix("Value error, ")

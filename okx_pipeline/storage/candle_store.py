@@ -1,0 +1,131 @@
+"""The store as the rooms above see it: where candles land, are looked for, and are projected into Parquet."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Final, LiteralString
+
+from okx_pipeline.candles import Candle, Refused, Source
+from okx_pipeline.errors import UsageError
+from okx_pipeline.storage import landing, projection
+from okx_pipeline.storage.database import Connection, Database, one, translated
+from okx_pipeline.storage.landing import ArchivedError, Landed
+from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.storage.projection import Projected
+from okx_pipeline.timeframes import Timeframe, month_of
+
+_HAVE: Final[LiteralString] = """
+SELECT timestamp_ms FROM trading.candlesticks
+WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
+ORDER BY timestamp_ms
+"""
+
+_CLOSES: Final[LiteralString] = """
+SELECT close_price::float8 FROM trading.candlesticks
+WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
+ORDER BY timestamp_ms
+"""
+
+_ARCHIVED_MONTHS: Final[LiteralString] = """
+SELECT month FROM trading.candle_months
+WHERE symbol = %s AND timeframe = %s AND state = 'archived'
+  AND month >= %s AND month <= %s
+ORDER BY month
+"""
+
+
+class CandleStore:
+    """The candles of a database and its Parquet files. Open one with `opened`; use it from one thread at a time.
+
+    Parameters
+    ----------
+    connection
+        An autocommit connection.
+    files
+        The Parquet files that are the projection of this database.
+    place
+        Where the database is, for messages.
+    """
+
+    def __init__(self, connection: Connection, files: ParquetStore, place: str) -> None:
+        self.connection = connection
+        self.files = files
+        self.place = place
+
+    @classmethod
+    @contextmanager
+    def opened(cls, database: Database, files: ParquetStore) -> Iterator["CandleStore"]:
+        """A store on a connection of its own, closed at the end."""
+        with database.connect() as connection:
+            yield cls(connection, files, database.place)
+
+    def land(
+        self,
+        candles: Iterable[Candle],
+        refused: Sequence[Refused] = (),
+        *,
+        source: Source,
+        requested_at: datetime | None = None,
+    ) -> Landed:
+        """Land a batch (see `landing.land`), bringing archived months it reaches into back first.
+
+        Raises
+        ------
+        StorageError
+            If the database is out of reach or its disk full; nothing of the batch landed, and it can be landed again.
+        """
+        batch = list(candles)
+        with translated(self.place):
+            while True:
+                try:
+                    return landing.land(self.connection, batch, refused, source=source, requested_at=requested_at)
+                except ArchivedError as archived:
+                    for month in archived.months:
+                        projection.restore_month(self.connection, self.files, SeriesMonth(*month))
+
+    def opens(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> list[int]:
+        """Open times that the series holds in [start_ms, end_ms), ascending; archived months from their files.
+
+        Raises
+        ------
+        DamagedFileError
+            If the file of an archived month cannot be read.
+        """
+        if start_ms >= end_ms:
+            return []
+        have = [row[0] for row in self.connection.execute(_HAVE, (symbol, timeframe.name, start_ms, end_ms))]
+        archived = self.connection.execute(
+            _ARCHIVED_MONTHS, (symbol, timeframe.name, month_of(start_ms), month_of(end_ms - 1))
+        ).fetchall()
+        for (month,) in archived:
+            held = self.files.read(SeriesMonth(symbol, timeframe.name, month))["timestamp_ms"].to_pylist()
+            have += [open_ms for open_ms in held if start_ms <= open_ms < end_ms]
+        return sorted(have)
+
+    def closes(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> list[float]:
+        """Closing prices in [start_ms, end_ms) as floats, for drawing."""
+        found = self.connection.execute(_CLOSES, (symbol, timeframe.name, start_ms, end_ms))
+        return [row[0] for row in found]
+
+    def project(self, months: Iterable[SeriesMonth]) -> list[Projected]:
+        """Bring the files of `months` up to date, and any others in which landings wait to be projected."""
+        wanted = dict.fromkeys([*months, *projection.pending_months(self.connection)])
+        return projection.project(self.connection, self.files, wanted)
+
+    def claim_for(self, origin: str) -> None:
+        """Say which market this store holds, at first use; prices of another one never mix with it.
+
+        Raises
+        ------
+        UsageError
+            If the store holds another market.
+        """
+        self.connection.execute(
+            "INSERT INTO trading.store_facts (name, value) VALUES ('origin', %s) ON CONFLICT DO NOTHING", (origin,)
+        )
+        holds = one(self.connection, "SELECT value FROM trading.store_facts WHERE name = 'origin'")
+        if holds != origin:
+            raise UsageError(
+                f"this store holds prices of OKX's {holds}, and the settings lead to its {origin}; "
+                "give that a home of its own: OKX_HOME (and OKX_DATABASE_URL, OKX_PARQUET_URL)"
+            )

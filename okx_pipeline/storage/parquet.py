@@ -1,0 +1,224 @@
+"""The Parquet files of the store: their layout, schema, hash, and how one is written and read. One file a series-month.
+
+A reader never sees a half-written file: locally a file is written beside the old one, synced and renamed over it; on
+S3 an object appears whole. When a file is written, and from what, stands in `projection`.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from okx_pipeline.candles import FRACTION_DIGITS, INTEGER_DIGITS, VALUE_COLUMNS
+from okx_pipeline.storage.database import StorageError
+
+NUMBER: Final = pa.decimal128(INTEGER_DIGITS + FRACTION_DIGITS, FRACTION_DIGITS)
+MOMENT: Final = pa.timestamp("us", tz="UTC")
+ARROW_SCHEMA: Final = pa.schema(
+    [
+        pa.field("timestamp_ms", pa.int64(), nullable=False),
+        pa.field("open_time", pa.timestamp("ms", tz="UTC"), nullable=False),
+        *(pa.field(column.name, NUMBER, nullable=False) for column in VALUE_COLUMNS),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("received_at", MOMENT, nullable=False),
+        pa.field("updated_at", MOMENT, nullable=False),
+    ]
+)
+"""Columns of a file; symbol, timeframe and month stand in its path."""
+
+HASH_KEY: Final = b"okx_pipeline.content_sha256"
+FOLDER: Final = "candlesticks"
+FILE: Final = "candles.parquet"
+_TEMPORARY: Final = f".{FILE}.tmp"  # readers of a folder pass over names that begin with a dot
+_ROWS_A_GROUP: Final = 122_880
+
+
+class SeriesMonth(NamedTuple):
+    """A series in a month, by the month's first day: what a file holds."""
+
+    symbol: str
+    timeframe: str
+    month: date
+
+    @property
+    def path(self) -> str:
+        """Path of its file below the root of the store."""
+        return f"{FOLDER}/timeframe={self.timeframe}/symbol={self.symbol}/month={self.month:%Y-%m}/{FILE}"
+
+    def __str__(self) -> str:
+        return f"{self.symbol} {self.timeframe} {self.month:%Y-%m}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What a file says of itself: rows and the content hash of its metadata."""
+
+    rows: int
+    content_hash: str
+
+
+class DamagedFileError(Exception):
+    """A Parquet file is there and cannot be read, or a page of it fails its checksum."""
+
+
+class ParquetStore:
+    """The files below a root, which is a folder or an ``s3://`` URL.
+
+    Parameters
+    ----------
+    root
+        An absolute folder, or ``s3://bucket/prefix``; options of pyarrow's S3 file system may follow as a query, for
+        example ``?endpoint_override=localhost:9000&scheme=http``. Credentials come from the usual AWS places.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._local = None if root.startswith("s3://") else Path(root)
+        if self._local is None:
+            try:
+                self._remote, self._prefix = fs.FileSystem.from_uri(root)
+            except (pa.ArrowInvalid, OSError) as problem:
+                raise StorageError(f"OKX_PARQUET_URL: {urlsplit(root).netloc}: {problem}") from problem
+
+    def place(self, month: SeriesMonth) -> str:
+        """Where the file of `month` is: an absolute path or an s3:// URL without options."""
+        if self._local is not None:
+            return str(self._local / month.path)
+        return f"s3://{self._prefix}/{month.path}"
+
+    def state(self, month: SeriesMonth) -> FileState | None:
+        """What the file says of itself; None where there is none.
+
+        Raises
+        ------
+        DamagedFileError
+            If its footer cannot be read: it was cut off, or is no Parquet file of ours.
+        """
+        try:
+            with self._open(month) as source:
+                metadata = pq.read_metadata(source)
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowException, OSError) as problem:
+            raise DamagedFileError(f"{self.place(month)}: {_first_line(problem)}") from problem
+        keys = metadata.metadata or {}
+        if HASH_KEY not in keys:
+            raise DamagedFileError(f"{self.place(month)}: it carries no content hash")
+        return FileState(metadata.num_rows, keys[HASH_KEY].decode())
+
+    def read(self, month: SeriesMonth) -> pa.Table:
+        """The rows of a file in key order, every page's checksum verified.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        DamagedFileError
+            If a page or the footer is damaged.
+        """
+        try:
+            with self._open(month) as source:
+                return pq.ParquetFile(source, page_checksum_verification=True).read().cast(ARROW_SCHEMA)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as problem:
+            raise DamagedFileError(f"{self.place(month)}: {_first_line(problem)}") from problem
+
+    def write(self, month: SeriesMonth, table: pa.Table, content_hash: str) -> None:
+        """Write `table` as the file of `month`, in place of the one that is there, durably.
+
+        Raises
+        ------
+        StorageError
+            If the disk is full, the folder not writable or the object store out of reach; the old file is untouched.
+        """
+        table = table.replace_schema_metadata({HASH_KEY: content_hash.encode()})
+        try:
+            if self._local is not None:
+                _write_beside_and_rename(self._local / month.path, table)
+            else:
+                # Whole in memory first: a stream that failed halfway would be completed as it is when closed.
+                buffer = io.BytesIO()
+                _encode(table, buffer)
+                with self._remote.open_output_stream(f"{self._prefix}/{month.path}") as sink:
+                    sink.write(buffer.getvalue())
+        except OSError as problem:
+            raise StorageError(
+                f"cannot write {self.place(month)}: {_first_line(problem)}; PostgreSQL has the rows: "
+                "mend that and run the same again"
+            ) from problem
+
+    def _open(self, month: SeriesMonth) -> Any:
+        if self._local is not None:
+            return (self._local / month.path).open("rb")
+        return self._remote.open_input_file(f"{self._prefix}/{month.path}")
+
+
+def _write_beside_and_rename(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(_TEMPORARY)
+    with beside.open("wb") as sink:
+        _encode(table, sink)
+        sink.flush()
+        os.fsync(sink.fileno())
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _encode(table: pa.Table, sink: Any) -> None:
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        row_group_size=_ROWS_A_GROUP,
+        # A flipped byte is read without an error otherwise.
+        write_page_checksum=True,
+        sorting_columns=[pq.SortingColumn(0)],
+        use_dictionary=["source"],
+    )
+
+
+def content_hash(table: pa.Table) -> str:
+    """sha256 over the canonical rows of `table` in its order: what ``trading.content_hash`` is in PostgreSQL."""
+    columns: list[Iterable[str]] = [map(str, table["timestamp_ms"].to_pylist())]
+    columns += [canonical_texts(table[column.name]) for column in VALUE_COLUMNS]
+    digest = hashlib.sha256()
+    digest.update("".join([",".join(row) + "\n" for row in zip(*columns, strict=True)]).encode())
+    return digest.hexdigest()
+
+
+def canonical_texts(numbers: pa.ChunkedArray) -> list[str]:
+    """Decimals as canonical text: no padding zeros, no exponent."""
+    texts = pc.cast(numbers, pa.string())
+    plain = pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
+    return [
+        text if not scientific else (f"{number:f}".rstrip("0").rstrip(".") if number else "0")
+        for text, scientific, number in _with_numbers(plain, texts, numbers)
+    ]
+
+
+def _with_numbers(plain: Any, texts: Any, numbers: Any) -> Iterable[tuple[str, bool, Any]]:
+    # Arrow writes small numbers, and zero, with an exponent.
+    scientific = pc.match_substring(texts, "E").to_pylist()
+    if not any(scientific):
+        return ((text, False, None) for text in plain.to_pylist())
+    values = (number.as_py() if small else None for number, small in zip(numbers, scientific, strict=True))
+    return zip(plain.to_pylist(), scientific, values, strict=True)
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).partition("\n")[0]

@@ -1,0 +1,282 @@
+"""The projection of PostgreSQL into Parquet, month by month, driven by the marks that landings leave.
+
+Parquet is never written from anything but PostgreSQL's rows, under one database lock a file from read to rename, so a
+pass that was killed anywhere is completed by the next one. An archived month, whose rows are in Parquet alone, is never
+projected; landing into it restores it first, under the same lock.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from time import perf_counter
+from typing import Final, LiteralString
+
+import pyarrow as pa
+from psycopg import IsolationLevel, sql
+from pyarrow import csv
+
+from okx_pipeline.candles import VALUE_COLUMNS
+from okx_pipeline.storage.database import Connection, one, session_lock
+from okx_pipeline.storage.landing import ensure_months
+from okx_pipeline.storage.parquet import (
+    ARROW_SCHEMA,
+    MOMENT,
+    NUMBER,
+    DamagedFileError,
+    FileState,
+    ParquetStore,
+    SeriesMonth,
+    content_hash,
+)
+from okx_pipeline.timeframes import month_bounds
+
+log = logging.getLogger(__name__)
+
+REWRITE_AT_MOST_EVERY_S: Final = 60
+REWRITE_SHARE: Final = 20
+"""A month is rewritten at most every 60 s and every 20 times its last rewrite took: 5 % of the time at the most."""
+
+_PENDING: Final[LiteralString] = """
+SELECT mark.symbol, mark.timeframe, date_trunc('month', mark.day)::date AS month,
+       coalesce(bool_and(
+           month.projected_at + greatest(%(every_s)s, month.projection_ms * %(share)s / 1000.0) * interval '1 second'
+           <= clock_timestamp()
+       ), true)
+FROM trading.landing_marks AS mark
+LEFT JOIN trading.candle_months AS month
+    ON month.symbol = mark.symbol AND month.timeframe = mark.timeframe
+   AND month.month = date_trunc('month', mark.day)::date
+WHERE mark.projected < mark.revision AND month.state IS DISTINCT FROM 'archived'
+GROUP BY 1, 2, 3
+ORDER BY 1, 2, 3
+"""
+
+_VALUE_NAMES: Final = sql.SQL(", ").join(sql.Identifier(column.name) for column in VALUE_COLUMNS)
+_COPY_OUT: Final = sql.SQL(
+    """
+COPY (
+    SELECT timestamp_ms, {}, source,
+           (extract(epoch FROM received_at) * 1000000)::bigint, (extract(epoch FROM updated_at) * 1000000)::bigint
+    FROM trading.candlesticks
+    WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
+    ORDER BY timestamp_ms
+) TO STDOUT (FORMAT csv)
+"""
+).format(_VALUE_NAMES)
+_COPY_BACK: Final = sql.SQL(
+    "COPY trading.candlesticks (symbol, timeframe, timestamp_ms, {}, source, received_at, updated_at) FROM STDIN"
+).format(_VALUE_NAMES)
+
+_CSV_NAMES: Final = ["timestamp_ms", *(column.name for column in VALUE_COLUMNS), "source", "received_at", "updated_at"]
+_CSV_TYPES: Final = {
+    "timestamp_ms": pa.int64(),
+    **{column.name: NUMBER for column in VALUE_COLUMNS},
+    "source": pa.string(),
+    "received_at": pa.int64(),
+    "updated_at": pa.int64(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """A month whose file now holds what PostgreSQL holds.
+
+    Parameters
+    ----------
+    month
+        Which.
+    rows
+        How many candles it holds.
+    written
+        Whether the file was written now; else it held them already.
+    damage
+        What was wrong with the file that was there, where something was.
+    """
+
+    month: SeriesMonth
+    rows: int
+    written: bool
+    damage: str | None = None
+
+
+def pending_months(connection: Connection, *, due_only: bool = False) -> list[SeriesMonth]:
+    """Months with landings that their file does not hold yet; with `due_only`, those whose turn it is."""
+    parameters = {"every_s": REWRITE_AT_MOST_EVERY_S, "share": REWRITE_SHARE}
+    found = connection.execute(_PENDING, parameters).fetchall()
+    return [SeriesMonth(symbol, timeframe, month) for symbol, timeframe, month, due in found if due or not due_only]
+
+
+def project(connection: Connection, store: ParquetStore, months: Iterable[SeriesMonth]) -> list[Projected]:
+    """Bring the files of `months` up to what PostgreSQL holds; one that already does is not rewritten."""
+    projected = [project_month(connection, store, month) for month in months]
+    return [result for result in projected if result is not None]
+
+
+def project_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> Projected | None:
+    """Bring one file up to date; None where the month is archived or empty.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be written; PostgreSQL keeps the rows and the mark, so the next pass tries again.
+    """
+    with session_lock(connection, "parquet", *map(str, month)):
+        started = perf_counter()
+        with _snapshot(connection):
+            if _archived(connection, month):
+                return None
+            marks = _marks(connection, month)
+            bounds = month_bounds(month.month)
+            wanted = str(one(connection, "SELECT trading.content_hash(%s, %s, %s, %s)", (*month[:2], *bounds)))
+            damage, known = _look_at(store, month)
+            written = known is None or known.content_hash != wanted
+            table = _rows(connection, month) if written else None
+        rows = table.num_rows if table is not None else known.rows if known is not None else 0
+        if table is not None and rows:
+            store.write(month, table, wanted)
+        if rows:
+            elapsed_ms = int((perf_counter() - started) * 1000)
+            _note(connection, month, rows, wanted, elapsed_ms if written else None)
+        _settle(connection, month, marks)
+    return Projected(month, rows, written, damage) if rows else None
+
+
+def restore_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> int:
+    """Bring an archived month's rows back from its file into PostgreSQL; returns how many. A live one is left alone.
+
+    Raises
+    ------
+    DamagedFileError, FileNotFoundError
+        If the file cannot be read whole; nothing has changed.
+    """
+    with session_lock(connection, "parquet", *map(str, month)):
+        if not _archived(connection, month):
+            return 0
+        table = store.read(month)
+        state = store.state(month)
+        if state is None or content_hash(table) != state.content_hash:
+            raise DamagedFileError(f"{store.place(month)}: its rows do not add up to its content hash")
+        ensure_months(connection, [month.month])
+        with connection.transaction():
+            with connection.cursor() as cursor, cursor.copy(_COPY_BACK) as copy:
+                for row in table.drop_columns(["open_time"]).to_pylist():
+                    values = [row[name] for name in _CSV_NAMES]
+                    copy.write_row((month.symbol, month.timeframe, *values))
+            connection.execute(
+                "UPDATE trading.candle_months SET state = 'live' WHERE symbol = %s AND timeframe = %s AND month = %s",
+                month,
+            )
+        return int(table.num_rows)
+
+
+def archive_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> int:
+    """Drop a month's rows from PostgreSQL once its file is proven to hold them all; returns how many went.
+
+    Raises
+    ------
+    DamagedFileError
+        If the file does not hold exactly what PostgreSQL holds; nothing has changed.
+    """
+    bounds = month_bounds(month.month)
+    partition = sql.Identifier("trading", f"candlesticks_{month.month:%Y_%m}")
+    with session_lock(connection, "parquet", *map(str, month)), connection.transaction():
+        # Writers of this month wait until we are done, and then find it archived.
+        connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(partition))
+        held = content_hash(store.read(month))
+        if held != one(connection, "SELECT trading.content_hash(%s, %s, %s, %s)", (*month[:2], *bounds)):
+            raise DamagedFileError(f"{store.place(month)}: it does not hold what PostgreSQL holds")
+        connection.execute(
+            "UPDATE trading.candle_months SET state = 'archived' WHERE symbol = %s AND timeframe = %s AND month = %s",
+            month,
+        )
+        gone = connection.execute(
+            "DELETE FROM trading.candlesticks "
+            "WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s",
+            (*month[:2], *bounds),
+        )
+        return gone.rowcount
+
+
+@contextmanager
+def _snapshot(connection: Connection) -> Iterator[None]:
+    """One state of the database for everything that is read inside, marks and rows alike."""
+    connection.isolation_level = IsolationLevel.REPEATABLE_READ
+    try:
+        with connection.transaction():
+            yield
+    finally:
+        connection.isolation_level = None
+
+
+def _archived(connection: Connection, month: SeriesMonth) -> bool:
+    return bool(
+        one(
+            connection,
+            "SELECT EXISTS (SELECT FROM trading.candle_months "
+            "WHERE symbol = %s AND timeframe = %s AND month = %s AND state = 'archived')",
+            month,
+        )
+    )
+
+
+def _look_at(store: ParquetStore, month: SeriesMonth) -> tuple[str | None, FileState | None]:
+    try:
+        return None, store.state(month)
+    except DamagedFileError as damage:
+        log.warning("rebuilding from PostgreSQL: %s", damage)
+        return str(damage), None
+
+
+def _marks(connection: Connection, month: SeriesMonth) -> list[tuple[date, int]]:
+    return [
+        (day, revision)
+        for day, revision in connection.execute(
+            "SELECT day, revision FROM trading.landing_marks WHERE symbol = %s AND timeframe = %s "
+            "AND day >= %s AND day < (%s + interval '1 month') AND projected < revision",
+            (*month, month.month),
+        )
+    ]
+
+
+def _settle(connection: Connection, month: SeriesMonth, marks: list[tuple[date, int]]) -> None:
+    # Only what was read: a landing since then has moved the revision on, and stays to be projected.
+    connection.execute(
+        "UPDATE trading.landing_marks AS mark SET projected = seen.revision "
+        "FROM unnest(%s::date[], %s::bigint[]) AS seen (day, revision) "
+        "WHERE mark.symbol = %s AND mark.timeframe = %s AND mark.day = seen.day AND mark.projected < seen.revision",
+        ([day for day, _ in marks], [revision for _, revision in marks], month.symbol, month.timeframe),
+    )
+
+
+def _note(connection: Connection, month: SeriesMonth, rows: int, hashed: str, elapsed_ms: int | None) -> None:
+    connection.execute(
+        "INSERT INTO trading.candle_months AS known "
+        "(symbol, timeframe, month, rows, content_hash, projected_at, projection_ms) "
+        "VALUES (%s, %s, %s, %s, %s, clock_timestamp(), %s) "
+        "ON CONFLICT (symbol, timeframe, month) DO UPDATE SET rows = excluded.rows, "
+        "content_hash = excluded.content_hash, projected_at = excluded.projected_at, "
+        "projection_ms = coalesce(excluded.projection_ms, known.projection_ms)",
+        (*month, rows, hashed, elapsed_ms),
+    )
+
+
+def _rows(connection: Connection, month: SeriesMonth) -> pa.Table:
+    parameters = (month.symbol, month.timeframe, *month_bounds(month.month))
+    with connection.cursor() as cursor, cursor.copy(_COPY_OUT, parameters) as copy:
+        body = b"".join(bytes(chunk) for chunk in copy)
+    if not body:
+        return ARROW_SCHEMA.empty_table()
+    table = csv.read_csv(
+        pa.BufferReader(body),
+        read_options=csv.ReadOptions(column_names=_CSV_NAMES),
+        convert_options=csv.ConvertOptions(column_types=_CSV_TYPES, null_values=[], strings_can_be_null=False),
+    )
+    columns = {
+        **{name: table[name] for name in _CSV_NAMES},
+        "open_time": table["timestamp_ms"].cast(pa.timestamp("ms", tz="UTC")),
+        "received_at": table["received_at"].cast(MOMENT),
+        "updated_at": table["updated_at"].cast(MOMENT),
+    }
+    return pa.table([columns[name] for name in ARROW_SCHEMA.names], schema=ARROW_SCHEMA)

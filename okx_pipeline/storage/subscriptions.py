@@ -1,0 +1,39 @@
+"""Subscriptions in PostgreSQL: which series are wanted, and since when."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from okx_pipeline.storage.database import Connection
+from okx_pipeline.timeframes import Timeframe, parse_timeframe
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A series that is wanted: candles opening in [since_ms, until_ms), without an end where `until_ms` is None."""
+
+    symbol: str
+    timeframe: Timeframe
+    since_ms: int
+    until_ms: int | None
+
+
+def seed_subscriptions(
+    connection: Connection, symbols: Iterable[str], timeframes: Iterable[Timeframe], since_ms: int
+) -> int:
+    """Subscribe every symbol in every timeframe if nothing ever was; returns how many series that made."""
+    series = [(symbol, timeframe.name) for symbol in symbols for timeframe in timeframes]
+    return connection.execute(
+        "INSERT INTO trading.subscriptions (symbol, timeframe, since_ms) "
+        "SELECT symbol, timeframe, %s FROM unnest(%s::text[], %s::text[]) AS wanted (symbol, timeframe) "
+        "WHERE NOT EXISTS (SELECT FROM trading.subscriptions) ON CONFLICT DO NOTHING",
+        (since_ms, [symbol for symbol, _ in series], [timeframe for _, timeframe in series]),
+    ).rowcount
+
+
+def subscriptions(connection: Connection) -> list[Subscription]:
+    """Everything wanted now, by symbol and length of candle."""
+    found = connection.execute(
+        "SELECT symbol, timeframe, since_ms, until_ms FROM trading.subscriptions WHERE until_ms IS NULL"
+    ).fetchall()
+    wanted = [Subscription(symbol, parse_timeframe(name), since, until) for symbol, name, since, until in found]
+    return sorted(wanted, key=lambda each: (each.symbol, each.timeframe))
