@@ -54,17 +54,21 @@ class ServerTime(msgspec.Struct, frozen=True):
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """What every body is wrapped in; the body of a 429 has no `data`."""
+    """What every body is wrapped in; the body of a 429 has no `data`, which is then empty text, not an empty list."""
 
     code: str
     msg: str = ""
-    data: msgspec.Raw = msgspec.Raw(b"[]")
+    data: msgspec.Raw = msgspec.Raw(b"")
 
+
+_UNCONFIRMED: Final = "0"
+"""Value of a row's last field while the candle is still forming."""
 
 _ENVELOPE: Final = msgspec.json.Decoder(Envelope)
 _ROWS: Final = msgspec.json.Decoder(list[list[str]])
 _LOOSE_ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _ROW: Final = msgspec.json.Decoder(list[str])
+_TEXT: Final = msgspec.json.Decoder(str)
 _JSON: Final = msgspec.json.Encoder()
 
 
@@ -97,7 +101,10 @@ def decode_envelope(body: bytes) -> Envelope:
     msgspec.DecodeError
         If the body is not an OKX envelope: cut off, HTML, anything else.
     """
-    return _ENVELOPE.decode(body)
+    try:
+        return _ENVELOPE.decode(body)
+    except (UnicodeDecodeError, RecursionError) as problem:
+        raise msgspec.DecodeError(str(problem)) from problem
 
 
 def decode_page(data: msgspec.Raw, symbol: str, timeframe: Timeframe) -> Page:
@@ -110,9 +117,12 @@ def decode_page(data: msgspec.Raw, symbol: str, timeframe: Timeframe) -> Page:
     """
     raw: Sequence[Any]
     try:
-        raw = _ROWS.decode(data)
-    except msgspec.ValidationError:
-        raw = _LOOSE_ROWS.decode(data)
+        try:
+            raw = _ROWS.decode(data)
+        except (msgspec.ValidationError, UnicodeDecodeError):
+            raw = _LOOSE_ROWS.decode(data)
+    except RecursionError as problem:
+        raise msgspec.DecodeError(str(problem)) from problem
     page = Page([], [], [], len(raw))
     for row in raw:
         judge_row(row, symbol, timeframe, page)
@@ -121,40 +131,65 @@ def decode_page(data: msgspec.Raw, symbol: str, timeframe: Timeframe) -> Page:
 
 def judge_row(row: list[str] | msgspec.Raw, symbol: str, timeframe: Timeframe, page: Page) -> None:
     """Sort one row into `page`: a candle, refused, or, if OKX may still change it, neither."""
+    original = unreadable = ""
     if isinstance(row, msgspec.Raw):
-        original = bytes(row).decode(errors="replace")
+        raw = row
+        original = bytes(raw).decode(errors="replace")
         try:
-            row = _ROW.decode(row)
-        except msgspec.DecodeError:
-            page.refused.append(Refused(symbol, timeframe.name, None, "not a list of texts", original))
-            return
-    timestamp = row[0] if row else ""
-    if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 15):
-        page.refused.append(_refused(symbol, timeframe, None, f"open time {timestamp[:20]!r} is unreadable", row))
+            row = _ROW.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            row, unreadable = _texts(raw), "not a list of texts"
+
+    timestamp_ms = _open_time(row[0]) if row else None
+    if timestamp_ms is not None:
+        page.opens.append(timestamp_ms)
+    confirm = row[protocol.ROW_FIELDS - 1] if len(row) >= protocol.ROW_FIELDS else ""
+    if confirm == _UNCONFIRMED:
         return
-    timestamp_ms = int(timestamp)
-    page.opens.append(timestamp_ms)
-    if len(row) < protocol.ROW_FIELDS:
-        reason = f"{len(row)} fields instead of {protocol.ROW_FIELDS}"
-        page.refused.append(_refused(symbol, timeframe, timestamp_ms, reason, row))
-        return
-    if row[protocol.ROW_FIELDS - 1] != protocol.CONFIRMED:
-        return
+
+    judged = unreadable or _candle(row, timestamp_ms, confirm, symbol, timeframe)
+    if isinstance(judged, Candle):
+        page.candles.append(judged)
+    else:
+        original = original or _JSON.encode(row).decode()
+        page.refused.append(Refused(symbol, timeframe.name, timestamp_ms, judged, original))
+
+
+def _candle(row: list[str], timestamp_ms: int | None, confirm: str, symbol: str, timeframe: Timeframe) -> Candle | str:
+    """The candle in `row`, or why there is none."""
+    if timestamp_ms is None:
+        return f"open time {''.join(row[:1])[:20]!r} is unreadable"
+    # A field more could stand before the last one: what is then read as confirmed is not known to be.
+    if len(row) != protocol.ROW_FIELDS:
+        return f"{len(row)} fields instead of {protocol.ROW_FIELDS}"
+    if confirm != protocol.CONFIRMED:
+        return f"confirm is {confirm[:20]!r}"
     try:
         values = [canonical(text) for text in row[1:8]]
     except ValueError as problem:
-        page.refused.append(_refused(symbol, timeframe, timestamp_ms, str(problem), row))
-        return
+        return str(problem)
     candle = Candle(symbol, timeframe.name, timestamp_ms, *values)
-    impossible = impossibility(timeframe, candle)
-    if impossible is not None:
-        page.refused.append(_refused(symbol, timeframe, timestamp_ms, impossible, row))
-        return
-    page.candles.append(candle)
+    return impossibility(timeframe, candle) or candle
 
 
-def _refused(symbol: str, timeframe: Timeframe, timestamp_ms: int | None, reason: str, row: list[str]) -> Refused:
-    return Refused(symbol, timeframe.name, timestamp_ms, reason, _JSON.encode(row).decode())
+def _open_time(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None
+
+
+def _texts(row: msgspec.Raw) -> list[str]:
+    """The fields of a row that is no list of texts, each one empty that is no text."""
+    try:
+        fields = _LOOSE_ROWS.decode(row)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return []
+    return [_text(field) for field in fields]
+
+
+def _text(field: msgspec.Raw) -> str:
+    try:
+        return _TEXT.decode(field)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
 
 
 def encode_success(data: Any) -> bytes:
