@@ -1,5 +1,6 @@
 -- The candle store: confirmed candles, one row per (symbol, timeframe, open time), partitioned by month.
 -- Numbers are numeric without a scale: exactly OKX's value. NaN and infinity sort above every number, hence the bounds.
+-- received_at and updated_at are one value until a row changes: the statement's time, the same for all its rows.
 
 CREATE TABLE trading.candlesticks (
     symbol          text        NOT NULL CHECK (symbol ~ '^[A-Z0-9]+([-_][A-Z0-9]+)+$'),
@@ -13,8 +14,8 @@ CREATE TABLE trading.candlesticks (
     volume_currency numeric     NOT NULL CHECK (volume_currency >= 0 AND volume_currency < 'Infinity'),
     volume_quote    numeric     NOT NULL CHECK (volume_quote >= 0 AND volume_quote < 'Infinity'),
     source          text        NOT NULL CHECK (source IN ('websocket', 'rest')),
-    received_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-    updated_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    received_at     timestamptz NOT NULL DEFAULT statement_timestamp(),
+    updated_at      timestamptz NOT NULL DEFAULT statement_timestamp(),
     PRIMARY KEY (symbol, timeframe, timestamp_ms),
     CONSTRAINT candlesticks_range CHECK (
         high_price >= open_price AND high_price >= close_price AND low_price <= open_price AND low_price <= close_price
@@ -101,7 +102,8 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('okx-pipeline:ensure_month', 0));
-    IF to_regclass('trading.' || partition) IS NOT NULL THEN
+    -- Not to_regclass again: it answers from a cache that waiting for the lock has not brought up to date.
+    IF EXISTS (SELECT FROM pg_class WHERE relnamespace = 'trading'::regnamespace AND relname = partition) THEN
         RETURN false;
     END IF;
     EXECUTE format('CREATE TABLE trading.%I (LIKE trading.candlesticks INCLUDING ALL)', partition);

@@ -91,3 +91,15 @@ RETRYABLE_CODES: Final = frozenset({"50001", "50004", "50011", "50013", "50026",
 def channel(timeframe: Timeframe) -> str:
     """The WebSocket channel of a timeframe's candles."""
     return f"candle{timeframe.bar}"
+
+
+# ---- Needed by the stand-in exchange only, which must say what the program never asks for. ----
+
+UNCONFIRMED: Final = "0"
+"""Value of a row's last field while the candle is forming."""
+
+UNDERLYING: Final = "uly"
+"""Field of an instrument that repeats its family; readers that predate families go by it."""
+
+OTHER_INSTRUMENT_TYPES: Final = ("OPTION", "MARGIN")
+"""Kinds of instrument that OKX has and nobody here collects."""

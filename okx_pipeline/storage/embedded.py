@@ -49,6 +49,8 @@ _SOCKET_PATH_BYTES: Final = 107 if sys.platform == "linux" else 103
 _TELL_AFTER_SECONDS: Final = 3.0
 _STOP_SECONDS: Final = 120.0
 _GUARD_EXIT_SECONDS: Final = 1.0
+_WAL_SEGMENT_BYTES: Final = 16 * 1024 * 1024
+_DISK_FULL: Final = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "Check free disk space")
 _ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 """Nothing of the user's: PGPORT, PGDATA, LANG and their like change what the server does."""
 
@@ -408,9 +410,11 @@ class EmbeddedPostgres:
         # The refusals of early connections are no reason.
         said = [line for line in lines if "the database system is" not in line]
         reasons = [found[0] for line in said if (found := re.search(r"(FATAL|PANIC|ERROR|error):.*", line))]
-        reason = (reasons or said or ["it said nothing"])[-1]
-        if os.strerror(errno.ENOSPC) in reason:
+        # Of a full disk the last reason may be a mere consequence, or there may have been no room for any.
+        full = any(sign in line for line in lines for sign in _DISK_FULL)
+        if full or (not reasons and shutil.disk_usage(self._home).free < _WAL_SEGMENT_BYTES):
             return self._disk_full()
+        reason = (reasons or said or ["it said nothing"])[-1]
         return EmbeddedPostgresError(f"the embedded PostgreSQL did not start: {reason} (log: {self._log})")
 
     # Stopping

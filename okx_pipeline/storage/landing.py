@@ -65,7 +65,7 @@ WITH landed AS (
            AND ({stored_values}) IS DISTINCT FROM ({staged_values}))
     ORDER BY staged.symbol, staged.timeframe, staged.timestamp_ms
     ON CONFLICT (symbol, timeframe, timestamp_ms) DO UPDATE
-        SET {excluded}, source = excluded.source, updated_at = clock_timestamp()
+        SET {excluded}, source = excluded.source, updated_at = statement_timestamp()
         WHERE %(source)s = 'rest' AND stored.updated_at < %(requested_at)s
           AND ({stored_values}) IS DISTINCT FROM ({excluded_values})
     RETURNING symbol, timeframe, timestamp_ms, received_at = updated_at AS inserted
