@@ -57,10 +57,11 @@ def days_and_their_closes(symbol: str, timeframe: Timeframe, days: Iterable[date
     """
     spans = []
     for first, last in _runs(sorted(set(days))):
-        start_ms = day_ms(first)
-        if timeframe.length_ms > DAY_MS:
-            start_ms = timeframe.open_at(start_ms)
-        spans.append(Span(symbol, timeframe, start_ms, day_ms(last) + DAY_MS))
+        start_ms, end_ms = day_ms(first), day_ms(last) + DAY_MS
+        opened_before_ms = timeframe.open_at(start_ms)
+        if timeframe.close_of(opened_before_ms) <= end_ms:
+            start_ms = opened_before_ms
+        spans.append(Span(symbol, timeframe, start_ms, end_ms))
     return spans
 
 
