@@ -35,7 +35,7 @@ class Column:
 
 
 KEY_COLUMNS: Final = (
-    Column("symbol", "text", "Instrument, OKX's instId"),
+    Column("symbol", "text", "Instrument, as the exchange names it"),
     Column("timeframe", "text", "Length of the candle"),
     Column("timestamp_ms", "bigint", "Open time, Unix milliseconds UTC"),
 )

@@ -43,7 +43,7 @@ CREATE TABLE trading.candlesticks (
 ) PARTITION BY RANGE (timestamp_ms);
 
 COMMENT ON TABLE trading.candlesticks IS 'Confirmed OKX candles; one row per symbol, timeframe and open time';
-COMMENT ON COLUMN trading.candlesticks.symbol IS 'Instrument, OKX''s instId';
+COMMENT ON COLUMN trading.candlesticks.symbol IS 'Instrument, as the exchange names it';
 COMMENT ON COLUMN trading.candlesticks.timeframe IS 'Length of the candle';
 COMMENT ON COLUMN trading.candlesticks.timestamp_ms IS 'Open time, Unix milliseconds UTC';
 COMMENT ON COLUMN trading.candlesticks.open_price IS 'First price of the period';

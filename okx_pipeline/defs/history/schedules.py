@@ -7,11 +7,11 @@ import dagster as dg
 
 from okx_pipeline.defs.history.candles import candles
 from okx_pipeline.defs.history.instruments import instruments
-from okx_pipeline.defs.partitions import day_by_symbol, key_of, symbols
+from okx_pipeline.defs.partitions import key_of, symbols
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.storage.subscriptions import subscriptions
 
-candles_job = dg.define_asset_job("okx_candles", selection=[candles], partitions_def=day_by_symbol)
+candles_job = dg.define_asset_job("okx_candles", selection=[candles])
 instruments_job = dg.define_asset_job("okx_instruments", selection=[instruments])
 
 instruments_daily = dg.ScheduleDefinition(
