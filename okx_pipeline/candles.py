@@ -155,7 +155,8 @@ def canonical(text: str) -> str:
         raise ValueError(f"{text[:_LONGEST]!r} is not a finite decimal number")
     if number.is_signed() and number:
         raise ValueError(f"{text!r} is negative")
-    plain = f"{abs(number):f}" if number.adjusted() <= _LONGEST else ""
+    # Not abs(), which would round to the context's 28 digits.
+    plain = f"{number.copy_abs():f}" if abs(number.adjusted()) <= _LONGEST else ""
     plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
     plain = plain if number else "0"
     if not _PLAIN.fullmatch(plain):
