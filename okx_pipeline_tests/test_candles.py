@@ -34,8 +34,8 @@ def test_spellings_of_a_value(text: str, plain: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "NaN", "Infinity", "-1", "1,5", "0x10", "1_000", "٣", "1e400", "1E999999999", "1E-999999999", "9" * 21, "0." + "1" * 19,
-     "1" * 10_000, "sNaN", "--1"],
+    ["", " ", "NaN", "Infinity", "-1", "1,5", "0x10", "1_000", "٣", "1e400", "1E999999999", "1E-999999999",
+     "9" * 21, "0." + "1" * 19, "1" * 10_000, "sNaN", "--1"],
 )  # fmt: skip
 def test_what_is_no_number_of_a_market_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a finite|is negative|does not fit"):
