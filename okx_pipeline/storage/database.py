@@ -8,10 +8,10 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import IsolationLevel, errors
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -24,6 +24,13 @@ CONNECT_TIMEOUT_S: Final = 10
 
 Connection = psycopg.Connection[TupleRow]
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
+
+# By a statement, not as options of the connection: those would replace the URL's own, and PgBouncer refuses them.
+_DURABLE: Final = (
+    "SET timezone = 'UTC'; "
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+)
+_NOT_DURABLE: Final = "SET timezone = 'UTC'; SET synchronous_commit = off"
 
 
 class StorageError(PipelineError):
@@ -46,12 +53,19 @@ class Database:
 
     def __init__(self, url: str) -> None:
         try:
-            make_url(url)
-        except (ArgumentError, ValueError):
-            # The library's message would repeat the URL.
+            self._parameters = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+            parsed = make_url(url)
+        except (psycopg.ProgrammingError, ArgumentError, ValueError):
+            readable = False
+        else:
+            # An unescaped @ or / of a password ends up in the host, from where a message would show it.
+            password = parsed.password or parsed.query.get("password", "")
+            readable = self._parameters.get("password", "") == password and "@" not in (parsed.host or "")
+        if not readable:
+            # The libraries' messages would repeat the URL.
             raise UsageError(
                 "OKX_DATABASE_URL cannot be read as a URL; is every special character of the password percent-encoded?"
-            ) from None
+            )
         self.url = url
 
     def __repr__(self) -> str:
@@ -60,9 +74,13 @@ class Database:
     @property
     def place(self) -> str:
         """Where it is, for messages: user, host and database, never a password."""
-        parsed = make_url(self.url)
-        host = parsed.host or parsed.query.get("host", "local socket")
-        return f"{parsed.username or ''}@{host}{f':{parsed.port}' if parsed.port else ''}/{parsed.database or ''}"
+        user, host = self._parameters.get("user", ""), self._parameters.get("host", "")
+        name, port = self._parameters.get("dbname", user), self._parameters.get("port")
+        if not host:
+            return f"database {name} on the local socket"
+        if host.startswith(("/", "@")):
+            return f"database {name} on the socket in {host}"
+        return f"{user}@{host}{f':{port}' if port else ''}/{name}"
 
     def connect(self, *, autocommit: bool = True, durable: bool = True) -> Connection:
         """A new connection; statements stand alone unless a `connection.transaction()` holds them together.
@@ -80,54 +98,62 @@ class Database:
             If the server cannot be reached.
         """
         with translated(self.place):
-            return psycopg.connect(
-                self.url,
-                autocommit=autocommit,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                application_name="okx-pipeline",
-                options=_options(durable),
+            connection = psycopg.connect(
+                self.url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="okx-pipeline"
             )
+            try:
+                connection.execute(_DURABLE if durable else _NOT_DURABLE)
+                connection.autocommit = autocommit
+            except BaseException:
+                connection.close()
+                raise
+        return connection
 
     async def connect_async(self, *, durable: bool = True) -> AsyncConnection:
         """As `connect`, for use in an event loop; autocommit."""
         with translated(self.place):
-            return await psycopg.AsyncConnection.connect(
-                self.url,
-                autocommit=True,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                application_name="okx-pipeline",
-                options=_options(durable),
+            connection = await psycopg.AsyncConnection.connect(
+                self.url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="okx-pipeline"
             )
+            try:
+                await connection.execute(_DURABLE if durable else _NOT_DURABLE)
+            except BaseException:
+                await connection.close()
+                raise
+        return connection
 
     def refuse_pooler(self) -> None:
         """Raise `UsageError` if a pooler hands each transaction another session: session locks would not hold."""
-        with self.connect() as first:
+        with translated(self.place), self.connect() as first:
             if first.info.backend_pid == _session(first):
                 return
-            before = _session(first)
-            with self.connect() as second, second.transaction():
-                _session(second)
-                if _session(first) == before and _session(second) != before:
-                    return
+            if self._keeps_its_session(first):
+                return
         raise UsageError(
             f"OKX_DATABASE_URL leads to a pooler in transaction mode ({self.place}), where locks do not hold; "
             "give the URL of a direct connection"
         )
 
+    def _keeps_its_session(self, first: Connection) -> bool:
+        # A pooler with several idle servers takes turns; one with a single one gives it to whoever comes next.
+        before = {_session(first) for _ in range(4)}
+        if len(before) > 1:
+            return False
+        try:
+            with self.connect() as second, second.transaction():
+                return _session(second) not in before and _session(first) in before
+        except errors.ProtocolViolation:
+            return False  # statement mode, which has no transactions at all
+
     def dagster_url(self) -> str:
         """The URL for Dagster's own storage: the driver spelled out, its tables in their own schema."""
-        url = make_url(self.url).set(drivername="postgresql+psycopg2")
-        return url.update_query_dict({"options": f"-csearch_path={DAGSTER_SCHEMA}"}).render_as_string(
-            hide_password=False
-        )
-
-
-def _options(durable: bool) -> str:
-    return "-c timezone=UTC" if durable else "-c timezone=UTC -c synchronous_commit=off"
+        options = f"{self._parameters.get('options', '')} -csearch_path={DAGSTER_SCHEMA}".strip()
+        url = make_url(self.url).set(drivername="postgresql+psycopg2").update_query_dict({"options": options})
+        return url.render_as_string(hide_password=False)
 
 
 def _session(connection: Connection) -> int:
-    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -137,39 +163,42 @@ def translated(place: str) -> Iterator[None]:
     """Turn what a user can cause at the database into one line; anything else passes through."""
     try:
         yield
-    except (errors.InvalidPassword, errors.InvalidAuthorizationSpecification) as problem:
-        raise UsageError(
-            f"PostgreSQL at {place} refused the user or password: {_line(problem)}; check OKX_DATABASE_URL"
-        ) from problem
     except errors.DiskFull as problem:
         raise StorageError(
-            f"PostgreSQL at {place} has no disk space left: {_line(problem)}; what has landed is safe: "
+            f"PostgreSQL ({place}) has no disk space left: {_line(problem)}; what has landed is safe: "
             "free some space and run the same again"
         ) from problem
     except errors.InsufficientPrivilege as problem:
-        raise UsageError(f"PostgreSQL at {place} does not allow it: {_line(problem)}") from problem
-    except errors.InvalidCatalogName as problem:
-        raise UsageError(
-            f"PostgreSQL at {place} has no such database: {_line(problem)}; check OKX_DATABASE_URL"
-        ) from problem
+        raise UsageError(f"PostgreSQL ({place}) does not allow it: {_line(problem)}") from problem
     except psycopg.OperationalError as problem:
-        line = _line(problem)
-        if (
-            "password authentication failed" in line
-            or "no password supplied" in line
-            or "authentication failed" in line
-        ):
-            raise UsageError(
-                f"PostgreSQL at {place} refused the user or password: {line}; check OKX_DATABASE_URL"
-            ) from problem
-        if "does not exist" in line and ("database" in line or "role" in line):
-            raise UsageError(f"PostgreSQL at {place}: {line}; check OKX_DATABASE_URL") from problem
-        raise StorageError(f"PostgreSQL at {place} is out of reach: {line}; is it running?") from problem
+        line, state = _line(problem), problem.sqlstate
+        if state is None and any(said in line for said in _REFUSALS):
+            raise UsageError(f"PostgreSQL ({place}) refused: {line}; check OKX_DATABASE_URL") from problem
+        if state is None or state.startswith(_CONNECTION_LOST):
+            raise StorageError(f"cannot reach PostgreSQL ({place}): {line}; is it running?") from problem
+        raise StorageError(f"PostgreSQL ({place}) failed: {line}; run the same again") from problem
+
+
+_REFUSALS: Final = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
+"""Of a connection that was refused there is the server's text alone, no code."""
+
+_CONNECTION_LOST: Final = ("08", "57P")
 
 
 def _line(problem: Exception) -> str:
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "FATAL" in line or "failed" in line), lines[-1] if lines else "")
+    return next((line for line in reversed(lines) if "FATAL" in line or "failed" in line), lines[0] if lines else "")
+
+
+@contextmanager
+def snapshot(connection: Connection) -> Iterator[None]:
+    """One state of the database for everything that is read inside. Autocommit connections only."""
+    connection.isolation_level = IsolationLevel.REPEATABLE_READ
+    try:
+        with connection.transaction():
+            yield
+    finally:
+        connection.isolation_level = None
 
 
 def lock_key(*parts: str) -> int:
@@ -189,17 +218,6 @@ def session_lock(connection: Connection, *parts: str) -> Iterator[None]:
         # A broken connection has let the lock go already.
         if not connection.closed:
             connection.execute("SELECT pg_advisory_unlock(%s)", (key,))
-
-
-def host_of(url: str) -> str:
-    """Host and port of a URL, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.hostname}{f':{parts.port}' if parts.port else ''}"
-
-
-def identifiers(*names: str) -> sql.Composed:
-    """`names` as a comma-separated list of SQL identifiers."""
-    return sql.SQL(", ").join(map(sql.Identifier, names))
 
 
 def one(connection: Connection, query: Any, parameters: Any = None) -> Any:

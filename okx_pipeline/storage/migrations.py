@@ -7,15 +7,18 @@ a killed process cannot leave behind, as the migration library's own lock row wo
 import warnings
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
-import psycopg
-from sqlalchemy.engine import make_url
+from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 from yoyo import get_backend, read_migrations
 
 import okx_pipeline
 from okx_pipeline.errors import UsageError
 from okx_pipeline.storage.database import DAGSTER_SCHEMA, SCHEMA, Connection, Database, one, session_lock, translated
+
+OLDEST_SERVER: Final = 150_000
+"""The first version of PostgreSQL, as it numbers itself, that takes every statement of ours."""
 
 _PACKAGE: Final = Path(okx_pipeline.__file__).parent
 
@@ -52,15 +55,27 @@ def pending_migrations(connection: Connection) -> list[str]:
 
 
 def migrate(database: Database) -> list[str]:
-    """Bring the schema up to date, safely by several at once; returns the migrations applied now, in order."""
-    with database.connect() as connection:
+    """Bring the schema up to date, safely by several at once; returns the migrations applied now, in order.
+
+    Raises
+    ------
+    UsageError
+        If the server is too old, the user may not, or the schema is somebody else's.
+    StorageError
+        If the database cannot be reached or is full; migrations that were applied stay, the one at hand left nothing.
+    """
+    with translated(database.place), database.connect() as connection:
         if not pending_migrations(connection):
             return []
+        if connection.info.server_version < OLDEST_SERVER:
+            raise UsageError(
+                f"PostgreSQL {OLDEST_SERVER // 10_000} or newer is needed; {database.place} is "
+                f"{connection.info.server_version // 10_000}"
+            )
         with session_lock(connection, "migrate"):
             pending = pending_migrations(connection)
             if pending:
-                with translated(database.place):
-                    _apply(connection, database)
+                _apply(connection, database)
     return pending
 
 
@@ -74,24 +89,23 @@ def _apply(connection: Connection, database: Database) -> None:
         warnings.simplefilter("ignore", UserWarning)
         backend = get_backend(_library_url(database.url))
         try:
-            backend.apply_migrations(backend.to_apply(read_migrations(str(packaged("sql")))))
-        except psycopg.Error:
-            backend.rollback()
-            raise
+            # We hold the lock: a row in the library's own was left by a process that was killed.
+            backend.break_lock()
+            for migration in backend.to_apply(read_migrations(str(packaged("sql")))):
+                # Left to itself the library commits the steps before it notes that they are done: a process killed in
+                # between leaves a schema to which no migration can be applied any more.
+                with backend.transaction():
+                    migration.process_steps(backend, "apply")
+                    backend.mark_one(migration, log=False)
+        except (errors.DuplicateTable, errors.DuplicateFunction, errors.DuplicateObject) as problem:
+            raise UsageError(
+                f"schema {SCHEMA!r} of {database.place} is in use for something else: {problem.diag.message_primary}; "
+                "give a database of its own"
+            ) from problem
         finally:
             backend.connection.close()
 
 
 def _library_url(url: str) -> str:
-    """The migration library's spelling of a libpq URL: driver in the scheme, everything else in the query."""
-    parsed = make_url(url)
-    query = {key: value for key, value in parsed.query.items() if isinstance(value, str)}
-    query["schema"] = SCHEMA
-    if not parsed.host and "host" in query:
-        host = ""
-    else:
-        host = f"{parsed.host or ''}{f':{parsed.port}' if parsed.port else ''}"
-    user = quote(parsed.username or "", safe="")
-    password = f":{quote(str(parsed.password), safe='')}" if parsed.password is not None else ""
-    arguments = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())
-    return f"postgresql+psycopg://{user}{password}@{host}/{quote(parsed.database or '', safe='')}?{arguments}"
+    """The migration library's spelling of a libpq URL: the driver in the scheme, everything else in the query."""
+    return f"postgresql+psycopg:///?{urlencode({**conninfo_to_dict(url), 'schema': SCHEMA}, quote_via=quote)}"

@@ -1,0 +1,91 @@
+"""Real processes for tests: forked from a warm one, so that starting one takes milliseconds, and killed at will."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["okx_pipeline.storage.candle_store", "okx_pipeline.storage.migrations"])
+
+
+def start(work: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Run `work`, a function of a module, in a process of its own."""
+    process = _CONTEXT.Process(target=work, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def barrier(parties: int) -> Any:
+    """Where that many processes wait for one another."""
+    return _CONTEXT.Barrier(parties)
+
+
+def queue() -> Any:
+    """What processes put, `get(timeout=...)` takes."""
+    return _CONTEXT.Queue()
+
+
+def finish(*processes: BaseProcess) -> None:
+    """Wait for `processes`; each must end well."""
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0, f"{process.name} ended with {process.exitcode}"
+        process.close()
+
+
+def kill(process: BaseProcess, after_s: float = 0.0) -> bool:
+    """Kill `process` `after_s` from now; whether it was still running."""
+    process.join(after_s)
+    running = process.exitcode is None
+    process.kill()
+    process.join()
+    process.close()
+    return running
+
+
+class Doom:
+    """Where a process is to kill itself, as by kill -9: at the `call`-th call of `function` of `owner`.
+
+    Parameters
+    ----------
+    owner
+        A module or class, or the dotted name of a module.
+    after
+        Whether it is killed once the call has returned, or before it is made.
+    """
+
+    def __init__(self, owner: object, function: str, *, call: int = 1, after: bool = False) -> None:
+        self._original = getattr(owner, function)
+        self._left = call
+        self._after = after
+        setattr(owner, function, self)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self._left -= 1
+        if self._left == 0 and not self._after:
+            self.strike()
+        returned = self._original(*arguments, **named)
+        if self._left == 0 and self._after:
+            self.strike()
+        return returned
+
+    def __get__(self, instance: object, owner: object = None) -> Any:
+        if instance is None:
+            return self
+        return lambda *arguments, **named: self(instance, *arguments, **named)
+
+    @staticmethod
+    def strike() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(process: BaseProcess) -> None:
+    """Wait for `process`, which must have been killed."""
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL, f"it ended with {process.exitcode}"
+    with suppress(ValueError):
+        process.close()

@@ -1,0 +1,236 @@
+"""Migrations: from nothing and from earlier, by several processes at once, killed anywhere, never of a newer schema."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from yoyo import connections
+from yoyo.backends import DatabaseBackend
+
+from okx_pipeline.candles import Source
+from okx_pipeline.errors import UsageError
+from okx_pipeline.storage import migrations
+from okx_pipeline.storage.database import Connection, Database, one
+from okx_pipeline.storage.landing import land
+from okx_pipeline.storage.migrations import known_migrations, migrate, packaged, pending_migrations
+from okx_pipeline_tests.storage.processes import Doom, barrier, finish, kill, killed, queue, start
+from okx_pipeline_tests.storage.test_landing import candle
+
+
+@pytest.fixture
+def empty(new_database: Callable[[bool], Database]) -> Database:
+    """A database with nothing in it."""
+    return new_database(False)
+
+
+def schema(database: Database) -> list[tuple[Any, ...]]:
+    """Everything in our schemas and who made it when, as far as it can be compared."""
+    with database.connect() as connection:
+        return connection.execute(
+            "SELECT pg_describe_object('pg_class'::regclass, oid, 0), relkind::text FROM pg_class "
+            "WHERE relnamespace::regnamespace::text IN ('trading', 'dagster') "
+            "UNION ALL SELECT oid::regprocedure::text, pg_get_functiondef(oid) FROM pg_proc "
+            "WHERE pronamespace = 'trading'::regnamespace ORDER BY 1, 2"
+        ).fetchall()
+
+
+def applied(connection: Connection) -> list[str]:
+    query = "SELECT migration_id FROM trading._yoyo_migration ORDER BY applied_at_utc, migration_id"
+    return [row[0] for row in connection.execute(query)]
+
+
+def with_only(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: str) -> None:
+    """Let the program have only the migrations `names`, as an earlier version had."""
+    folder.mkdir()
+    for name in names:
+        (folder / f"{name}.sql").write_text((packaged("sql") / f"{name}.sql").read_text())
+    monkeypatch.setattr(migrations, "packaged", lambda _name: folder)
+
+
+def test_an_empty_database_gets_every_migration_in_order_and_then_no_more(empty: Database) -> None:
+    assert migrate(empty) == known_migrations()
+    assert known_migrations()[:2] == ["0001.candlesticks", "0002.collection"]
+    before = schema(empty)
+    with empty.connect() as connection:
+        assert applied(connection) == known_migrations()
+        assert pending_migrations(connection) == []
+    assert migrate(empty) == []
+    assert schema(empty) == before
+
+
+def test_the_library_keeps_its_books_in_our_schema_and_leaves_public_alone(empty: Database) -> None:
+    migrate(empty)
+    with empty.connect() as connection:
+        names = connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        ).fetchall()
+        assert names == []
+        assert one(connection, "SELECT to_regnamespace('dagster') IS NOT NULL")
+
+
+def test_a_search_path_of_the_users_own_changes_nothing(empty: Database) -> None:
+    with empty.connect() as connection:
+        connection.execute("CREATE SCHEMA mine")
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET search_path = mine")
+    assert migrate(empty) == known_migrations()
+    with empty.connect() as connection:
+        assert one(connection, "SELECT count(*) FROM pg_class WHERE relnamespace = 'mine'::regnamespace") == 0
+        assert land(connection, [candle()], source=Source.REST).inserted == 1
+
+
+def migrate_together(url: str, gate: Any, results: Any) -> None:
+    database = Database(url)
+    gate.wait(30)
+    results.put(migrate(database))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_at_once_apply_each_migration_once(empty: Database, processes: int) -> None:
+    gate, results = barrier(processes), queue()
+    finish(*[start(migrate_together, empty.url, gate, results) for _ in range(processes)])
+    outcomes = [results.get(timeout=30) for _ in range(processes)]
+    assert sorted(outcomes) == [[]] * (processes - 1) + [known_migrations()]
+    with empty.connect() as connection:
+        assert applied(connection) == known_migrations()
+
+
+def test_rows_of_an_earlier_version_are_unchanged(
+    empty: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = "SELECT c::text, ctid, xmin::text FROM trading.candlesticks AS c ORDER BY timestamp_ms"
+    with monkeypatch.context() as earlier:
+        with_only(earlier, tmp_path / "sql", "0001.candlesticks")
+        assert migrate(empty) == ["0001.candlesticks"]
+        with empty.connect() as connection:
+            land(connection, [candle(minute) for minute in range(500)], source=Source.REST)
+            before = connection.execute(rows).fetchall()
+    with empty.connect() as connection:
+        assert pending_migrations(connection) == known_migrations()[1:]
+        assert migrate(empty) == known_migrations()[1:]
+        assert connection.execute(rows).fetchall() == before
+        assert len(before) == 500
+
+
+def test_a_database_of_a_newer_version_is_refused_in_one_line(empty: Database) -> None:
+    migrate(empty)
+    with empty.connect() as connection:
+        connection.execute("INSERT INTO trading._yoyo_migration VALUES ('x', '9999.from_the_future', localtimestamp)")
+    with pytest.raises(
+        UsageError, match=r"migration '9999\.from_the_future', which this version does not know"
+    ) as told:
+        migrate(empty)
+    assert "\n" not in str(told.value)
+
+
+def test_a_server_that_is_too_old_is_refused_before_anything_is_made(
+    empty: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "OLDEST_SERVER", 990_000)
+    with pytest.raises(UsageError, match=r"PostgreSQL 99 or newer is needed; database .* is \d\d$"):
+        migrate(empty)
+    with empty.connect() as connection:
+        assert one(connection, "SELECT to_regnamespace('trading') IS NULL")
+
+
+def test_a_schema_that_somebody_else_uses_is_refused_and_left_as_it_is(empty: Database) -> None:
+    with empty.connect() as connection:
+        connection.execute("CREATE SCHEMA trading")
+        connection.execute("CREATE TABLE trading.landing_marks (mine int)")
+        with pytest.raises(UsageError, match=r"schema 'trading' .*relation \"landing_marks\" already exists"):
+            migrate(empty)
+        assert one(connection, "SELECT to_regclass('trading.candlesticks') IS NULL")
+        assert one(connection, "SELECT count(*) FROM trading.landing_marks") == 0
+
+
+def test_a_user_who_may_not_make_schemas_can_use_ones_made_for_him(empty: Database) -> None:
+    with empty.connect() as connection:
+        connection.execute("DO $$ BEGIN CREATE ROLE tenant NOLOGIN; EXCEPTION WHEN duplicate_object THEN END $$")
+        as_tenant = Database(f"{empty.url}&options=-crole%3Dtenant")
+        with pytest.raises(UsageError, match="does not allow it: permission denied for database"):
+            migrate(as_tenant)
+        connection.execute("CREATE SCHEMA trading AUTHORIZATION tenant")
+        connection.execute("CREATE SCHEMA dagster AUTHORIZATION tenant")
+        assert migrate(as_tenant) == known_migrations()
+
+
+# Killed halfway
+
+
+def migrate_and_die(url: str, function: str, call: int, after: bool) -> None:
+    Doom(DatabaseBackend, function, call=call, after=after)
+    migrate(Database(url))
+
+
+@pytest.mark.parametrize(
+    ("function", "call", "after"),
+    [
+        ("create_lock_table", 1, True),
+        ("_insert_lock_row", 1, True),  # the library's own lock, which nobody gives back
+        ("_delete_lock_row", 1, True),
+        ("mark_one", 1, False),
+        ("mark_one", 1, True),
+        ("mark_one", 2, False),
+        ("commit", 4, False),
+        *[("execute", call, False) for call in range(2, 30, 4)],
+    ],
+)
+def test_a_process_killed_anywhere_leaves_nothing_that_stops_the_next(
+    empty: Database, function: str, call: int, after: bool
+) -> None:
+    killed(start(migrate_and_die, empty.url, function, call, after))
+    with empty.connect() as connection:
+        begun = applied(connection) if one(connection, "SELECT to_regclass('trading._yoyo_migration')") else []
+    assert migrate(empty) == known_migrations()[len(begun) :]
+    with empty.connect() as connection:
+        assert applied(connection) == known_migrations()
+        assert land(connection, [candle()], source=Source.REST).inserted == 1
+    assert migrate(empty) == []
+
+
+def migrate_slowly(url: str, gate: Any) -> None:
+    original = DatabaseBackend.mark_one
+
+    def mark_one(self: DatabaseBackend, *arguments: Any, **named: Any) -> None:
+        gate.wait(30)
+        gate.wait(30)
+        original(self, *arguments, **named)
+
+    DatabaseBackend.mark_one = mark_one
+    migrate(Database(url))
+
+
+def test_who_waits_for_a_process_that_is_killed_goes_on_in_its_place(empty: Database) -> None:
+    gate, one_alone, results = barrier(2), barrier(1), queue()
+    doomed = start(migrate_slowly, empty.url, gate)
+    gate.wait(30)
+    waiting = start(migrate_together, empty.url, one_alone, results)
+    with empty.connect() as connection:
+        waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
+        while not one(connection, waits):
+            pass
+    assert kill(doomed)
+    assert results.get(timeout=30) == known_migrations()
+    finish(waiting)
+
+
+# URLs
+
+
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    st.sampled_from(["/run/postgres ql", "/a+b/c%d", "db.example.org", ""]),
+)
+def test_the_library_is_told_exactly_what_libpq_reads(password: str, host: str) -> None:
+    secret = quote(password, safe="")
+    url = f"postgresql://me:{secret}@/okx?host={quote(host, safe='')}&port=6432&sslmode=require"
+    for spelled in (url, f"postgres://me:{secret}@db.example.org:6432/okx"):
+        parsed = connections.parse_uri(migrations._library_url(spelled))
+        told = {**parsed.args, **({} if parsed.hostname is None else {"host": parsed.hostname})}
+        read = {name: value for name, value in psycopg.conninfo.conninfo_to_dict(spelled).items() if value != ""}
+        assert told == {**read, "schema": "trading"}
+        assert parsed.username is parsed.password is parsed.port is None
