@@ -61,9 +61,6 @@ class Envelope(msgspec.Struct, frozen=True):
     data: msgspec.Raw = msgspec.Raw(b"")
 
 
-_UNCONFIRMED: Final = "0"
-"""Value of a row's last field while the candle is still forming."""
-
 _ENVELOPE: Final = msgspec.json.Decoder(Envelope)
 _ROWS: Final = msgspec.json.Decoder(list[list[str]])
 _LOOSE_ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -144,7 +141,7 @@ def judge_row(row: list[str] | msgspec.Raw, symbol: str, timeframe: Timeframe, p
     if timestamp_ms is not None:
         page.opens.append(timestamp_ms)
     confirm = row[protocol.ROW_FIELDS - 1] if len(row) >= protocol.ROW_FIELDS else ""
-    if confirm == _UNCONFIRMED:
+    if confirm == protocol.UNCONFIRMED:
         return
 
     judged = unreadable or _candle(row, timestamp_ms, confirm, symbol, timeframe)

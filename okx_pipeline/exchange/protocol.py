@@ -7,7 +7,7 @@ name stands anywhere else. Source: OKX's API documentation (docs-v5), as of Augu
 from dataclasses import dataclass
 from typing import Final
 
-from okx_pipeline.timeframes import Timeframe
+from okx_pipeline.timeframes import TIMEFRAMES, Timeframe
 
 DEFAULT_REST_URL: Final = "https://openapi.okx.com"
 DEFAULT_WEBSOCKET_URL: Final = "wss://ws.okx.com/ws/v5/business"
@@ -53,6 +53,9 @@ INSTRUMENT_TYPES: Final = ("SPOT", "SWAP", "FUTURES")
 CONFIRMED: Final = "1"
 """Value of a row's last field when OKX will not change the candle any more (so it says; volumes were seen to move)."""
 
+UNCONFIRMED: Final = "0"
+"""Value of a row's last field while the candle is forming."""
+
 ROW_FIELDS: Final = 9
 """[ts, open, high, low, close, vol, volCcy, volCcyQuote, confirm], all text, newest row first."""
 
@@ -88,18 +91,43 @@ RETRYABLE_CODES: Final = frozenset({"50001", "50004", "50011", "50013", "50026",
 """Codes that ask for the same request again later; sub-codes (``50004_1101``) count as their code."""
 
 
+CHANNEL_PREFIX: Final = "candle"
+
+
 def channel(timeframe: Timeframe) -> str:
     """The WebSocket channel of a timeframe's candles."""
-    return f"candle{timeframe.bar}"
+    return f"{CHANNEL_PREFIX}{timeframe.bar}"
 
 
-# ---- Needed by the stand-in exchange only, which must say what the program never asks for. ----
+BARS: Final = {timeframe.bar: timeframe for timeframe in TIMEFRAMES}
+"""Timeframes by OKX's code for them."""
 
-UNCONFIRMED: Final = "0"
-"""Value of a row's last field while the candle is forming."""
+# The WebSocket. Candles live on the path /business and nowhere else; port 8443 is closed since October 2026.
+BUSINESS_PATH: Final = "/ws/v5/business"
+PING: Final = "ping"
+"""Text a client sends when nothing came for a while; the answer is the text `PONG`. Neither is JSON."""
+PONG: Final = "pong"
+IDLE_S: Final = 30
+"""OKX closes a connection that has no subscription, or on which nothing was pushed, for this long."""
+MOST_REQUEST_BYTES: Final = 64 * 1024
+"""Longest request; one may name many channels."""
+CONNECTIONS_A_SECOND: Final = 3
+"""Connections that one address may open in a second."""
+REQUESTS_AN_HOUR: Final = 480
+"""Subscribe and unsubscribe requests a connection takes in an hour."""
 
+CLOSE_IDLE: Final = 4004
+CLOSE_TOO_MANY_CHANNELS: Final = frozenset({4008, 4009})
+NOTICE_UPGRADE: Final = "64008"
+"""Code of the notice that the connection will be closed in 60 s."""
+WRONG_CHANNEL: Final = "60018"
+"""Code of the error for a channel or an instrument that is not there (or not on this path)."""
+INVALID_REQUEST: Final = "60012"
+MIGRATED: Final = "64001"
+TOO_FREQUENT: Final = "60014"
+
+# What only the stand-in exchange says, since the program never asks for it.
 UNDERLYING: Final = "uly"
 """Field of an instrument that repeats its family; readers that predate families go by it."""
-
 OTHER_INSTRUMENT_TYPES: Final = ("OPTION", "MARGIN")
 """Kinds of instrument that OKX has and nobody here collects."""

@@ -1,0 +1,125 @@
+"""OKX's WebSocket frames, both directions: what a client asks, what OKX pushes, replies and complains.
+
+Unconfirmed updates are 99 % of the traffic, so that a frame is decoded once, typed, its numbers left as text; what its
+rows mean is decided by `messages.judge_row`. Connections are `feed`'s work.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from okx_pipeline.exchange import protocol
+from okx_pipeline.timeframes import Timeframe
+
+
+class Series(NamedTuple):
+    """A symbol in a timeframe: what one subscription is about."""
+
+    symbol: str
+    timeframe: Timeframe
+
+    def __str__(self) -> str:
+        return f"{self.symbol} {self.timeframe}"
+
+
+class Argument(msgspec.Struct, frozen=True):
+    """What a frame is about: OKX's channel and instrument."""
+
+    channel: str = ""
+    symbol: str = msgspec.field(name="instId", default="")
+
+    @property
+    def series(self) -> Series | None:
+        """The series it names; None if that is no candle channel of ours."""
+        timeframe = protocol.BARS.get(self.channel.removeprefix(protocol.CHANNEL_PREFIX))
+        return Series(self.symbol, timeframe) if timeframe is not None else None
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """Any frame OKX sends. A push has `data` and no `event`; replies, errors and notices have an `event`."""
+
+    arg: Argument | None = None
+    data: list[list[str]] | None = None
+    event: str = ""
+    code: str = ""
+    msg: str = ""
+    id: str = ""
+    connection_id: str = msgspec.field(name="connId", default="")
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What a client sends: `op` is subscribe or unsubscribe."""
+
+    op: str
+    args: list[Argument]
+    id: str = ""
+
+
+SUBSCRIBE: Final = "subscribe"
+UNSUBSCRIBE: Final = "unsubscribe"
+ERROR: Final = "error"
+NOTICE: Final = "notice"
+
+_FRAME: Final = msgspec.json.Decoder(Frame)
+_REQUEST: Final = msgspec.json.Decoder(Request)
+_JSON: Final = msgspec.json.Encoder()
+_REQUEST_ROOM: Final = protocol.MOST_REQUEST_BYTES - 1024
+
+
+def decode_frame(text: str | bytes) -> Frame:
+    """What OKX sent.
+
+    Raises
+    ------
+    msgspec.DecodeError
+        If it is no frame of OKX's: cut off, not JSON, fields of other types.
+    """
+    try:
+        return _FRAME.decode(text)
+    except (UnicodeDecodeError, RecursionError) as problem:
+        raise msgspec.DecodeError(str(problem)) from problem
+
+
+def decode_request(text: str | bytes) -> Request:
+    """What a client asks.
+
+    Raises
+    ------
+    msgspec.DecodeError
+        If it is no request.
+    """
+    return _REQUEST.decode(text)
+
+
+def encode_requests(op: str, wanted: Iterable[Series], first_id: int = 1) -> Iterator[str]:
+    """Requests that subscribe (or unsubscribe) everything in `wanted`, as few as OKX's 64 KB a request allow."""
+    arguments: list[Argument] = []
+    size = 0
+    number = first_id
+    for series in wanted:
+        argument = argument_of(series)
+        length = len(_JSON.encode(argument)) + 1
+        if arguments and size + length > _REQUEST_ROOM:
+            yield _JSON.encode(Request(op, arguments, str(number))).decode()
+            arguments, size, number = [], 0, number + 1
+        arguments.append(argument)
+        size += length
+    if arguments:
+        yield _JSON.encode(Request(op, arguments, str(number))).decode()
+
+
+def argument_of(series: Series) -> Argument:
+    """How OKX names a series."""
+    return Argument(protocol.channel(series.timeframe), series.symbol)
+
+
+def encode_push(series: Series, rows: list[list[str]]) -> str:
+    """A push of candle rows, as OKX sends it."""
+    return _JSON.encode({"arg": argument_of(series), "data": rows}).decode()
+
+
+def encode_event(event: str, argument: Argument | None = None, **fields: Any) -> str:
+    """A reply, error or notice, as OKX sends it; `fields` in OKX's words, empty ones left out."""
+    about = {} if argument is None else {"arg": argument}
+    return _JSON.encode({"event": event, **about, **{name: value for name, value in fields.items() if value}}).decode()
