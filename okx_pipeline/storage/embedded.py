@@ -96,8 +96,8 @@ class _Account:
 class EmbeddedPostgres:
     """A user's hold on the PostgreSQL of one home; the server runs while anybody holds it.
 
-    Every process takes its own; several in one process are fine. A process that ends without `close`, even by kill -9,
-    loses its hold all the same.
+    Every process takes its own; several in one process are fine, and a fork shares its parent's. A process that ends
+    without `close`, even by kill -9, loses its hold all the same.
 
     Parameters
     ----------
@@ -112,7 +112,6 @@ class EmbeddedPostgres:
         self._on_wait = on_wait
         self._tell_at = 0.0
         self._hold: int | None = None
-        self._holder = 0
         self._url: str | None = None
 
     @property
@@ -153,15 +152,12 @@ class EmbeddedPostgres:
             If it cannot run; nothing is held then.
         """
         self._tell_at = time.monotonic() + _TELL_AFTER_SECONDS
-        self._forget_if_forked()
         with self._failures_told():
             self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._home = self._home.resolve()  # one server, one name, whichever way leads there
             _make_private(self._folder)
             (self._home / "logs").mkdir(mode=0o700, exist_ok=True)
             if self._hold is None:
                 self._hold = self._take("users.lock", fcntl.LOCK_SH, "the embedded PostgreSQL to finish stopping")
-                self._holder = os.getpid()
             try:
                 start_lock = self._take("start.lock", fcntl.LOCK_EX, "another process to start the embedded PostgreSQL")
                 try:
@@ -182,7 +178,6 @@ class EmbeddedPostgres:
         EmbeddedPostgresError
             If this was the last user and the server did not stop in two minutes; the guard goes on waiting for it.
         """
-        self._forget_if_forked()
         hold, self._hold, self._url = self._hold, None, None
         if hold is None:
             return
@@ -218,12 +213,6 @@ class EmbeddedPostgres:
     @property
     def _log(self) -> Path:
         return self._home / "logs" / "postgres.log"
-
-    def _forget_if_forked(self) -> None:
-        """In a forked copy, drop its share of the hold, which is its parent's to give back."""
-        if self._hold is not None and self._holder != os.getpid():
-            os.close(self._hold)
-            self._hold = self._url = None
 
     # Starting
 
@@ -301,9 +290,8 @@ class EmbeddedPostgres:
             self._run((*single, "-c", "exit_on_error=on", "postgres"), server_lock, "CREATE DATABASE okx\n")
             new.rename(self._data)
         except BaseException:
-            shutil.rmtree(
-                new, ignore_errors=True
-            )  # an interrupted initdb may still be writing; the next start sees to it
+            # What an interrupted initdb is still writing stays; the next start begins with removing it.
+            shutil.rmtree(new, ignore_errors=True)
             raise
         folder = os.open(self._folder, os.O_RDONLY)
         try:
