@@ -122,8 +122,9 @@ CREATE FUNCTION trading.content_hash(of_symbol text, of_timeframe text, from_ms 
     LANGUAGE sql STABLE STRICT PARALLEL SAFE
     RETURN (
         SELECT encode(sha256(convert_to(coalesce(string_agg(
-            concat_ws(',', timestamp_ms, open_price, high_price, low_price, close_price,
-                      volume, volume_currency, volume_quote) || E'\n',
+            concat_ws(',', timestamp_ms, trim_scale(open_price), trim_scale(high_price), trim_scale(low_price),
+                      trim_scale(close_price), trim_scale(volume), trim_scale(volume_currency),
+                      trim_scale(volume_quote)) || E'\n',
             '' ORDER BY timestamp_ms), ''), 'UTF8')), 'hex')
         FROM trading.candlesticks
         WHERE symbol = of_symbol AND timeframe = of_timeframe AND timestamp_ms >= from_ms AND timestamp_ms < until_ms
