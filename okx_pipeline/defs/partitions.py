@@ -14,6 +14,9 @@ SYMBOL: Final = "symbol"
 
 symbols = dg.DynamicPartitionsDefinition(name="okx_symbols")
 days = dg.DailyPartitionsDefinition(start_date=read_settings().partition_start.isoformat(), timezone="UTC")
+days_with_today = dg.DailyPartitionsDefinition(
+    start_date=read_settings().partition_start.isoformat(), timezone="UTC", end_offset=1
+)
 day_by_symbol = dg.MultiPartitionsDefinition({DATE: days, SYMBOL: symbols})
 
 

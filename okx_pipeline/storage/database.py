@@ -5,7 +5,7 @@ this room; how the embedded server runs stands in `embedded`.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -33,6 +33,13 @@ _DURABLE: Final = (
 _NOT_DURABLE: Final = "SET timezone = 'UTC'; SET synchronous_commit = off"
 
 
+DatabaseError = psycopg.Error
+"""Whatever goes wrong at the database, for those who keep going all the same."""
+
+RefusedRowError = (psycopg.IntegrityError, psycopg.DataError)
+"""The tables refuse a row: trying again would not help."""
+
+
 class StorageError(PipelineError):
     """PostgreSQL or a Parquet store refused, in one line."""
 
@@ -44,6 +51,8 @@ class Database:
     ----------
     url
         A ``postgresql://`` URL of a direct connection.
+    revive
+        Starts the server again if it is ours and has crashed.
 
     Raises
     ------
@@ -51,7 +60,7 @@ class Database:
         If the URL cannot be read.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, revive: Callable[[], object] | None = None) -> None:
         try:
             self._parameters = {name: str(value) for name, value in conninfo_to_dict(url).items()}
             parsed = make_url(url)
@@ -67,6 +76,18 @@ class Database:
                 "OKX_DATABASE_URL cannot be read as a URL; is every special character of the password percent-encoded?"
             )
         self.url = url
+        self._revive = revive
+
+    def revive(self) -> None:
+        """Start the server again if it is ours to start and does not run; else do nothing.
+
+        Raises
+        ------
+        PipelineError
+            If it cannot be started.
+        """
+        if self._revive is not None:
+            self._revive()
 
     def __repr__(self) -> str:
         return f"Database({self.place})"

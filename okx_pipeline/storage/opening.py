@@ -31,7 +31,7 @@ def opened_database(
     """
     if settings.database_url is None:
         with EmbeddedPostgres(settings.root, on_wait=on_wait) as embedded:
-            yield _ready(Database(embedded.url), migrated)
+            yield _ready(Database(embedded.url, revive=embedded.start), migrated)
     else:
         database = Database(settings.database_url.get_secret_value())
         database.refuse_pooler()

@@ -37,3 +37,32 @@ def subscriptions(connection: Connection) -> list[Subscription]:
     ).fetchall()
     wanted = [Subscription(symbol, parse_timeframe(name), since, until) for symbol, name, since, until in found]
     return sorted(wanted, key=lambda each: (each.symbol, each.timeframe))
+
+
+def subscribe(
+    connection: Connection, symbols: Iterable[str], timeframes: Iterable[Timeframe], since_ms: int
+) -> list[Subscription]:
+    """Want every symbol in every timeframe since `since_ms`, or since earlier where that was wanted already."""
+    series = [(symbol, timeframe.name) for symbol in symbols for timeframe in timeframes]
+    found = connection.execute(
+        "INSERT INTO trading.subscriptions AS known (symbol, timeframe, since_ms) "
+        "SELECT symbol, timeframe, %s FROM unnest(%s::text[], %s::text[]) AS wanted (symbol, timeframe) "
+        "ON CONFLICT (symbol, timeframe) DO UPDATE "
+        "SET since_ms = least(known.since_ms, excluded.since_ms), until_ms = NULL "
+        "RETURNING symbol, timeframe, since_ms, until_ms",
+        (since_ms, [symbol for symbol, _ in series], [timeframe for _, timeframe in series]),
+    ).fetchall()
+    return [Subscription(symbol, parse_timeframe(name), since, until) for symbol, name, since, until in found]
+
+
+def unsubscribe(
+    connection: Connection, symbols: Iterable[str], timeframes: Iterable[Timeframe], until_ms: int
+) -> list[Subscription]:
+    """Want the symbols no more from `until_ms` on, in these timeframes or, with none, in any. What is held stays."""
+    found = connection.execute(
+        "UPDATE trading.subscriptions SET until_ms = %s "
+        "WHERE symbol = ANY(%s) AND (timeframe = ANY(%s) OR cardinality(%s::text[]) = 0) AND until_ms IS NULL "
+        "RETURNING symbol, timeframe, since_ms, until_ms",
+        (until_ms, list(symbols), names := [timeframe.name for timeframe in timeframes], names),
+    ).fetchall()
+    return [Subscription(symbol, parse_timeframe(name), since, until) for symbol, name, since, until in found]

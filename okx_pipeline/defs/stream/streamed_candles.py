@@ -1,0 +1,57 @@
+"""The external asset of streamed candles, and the check that names silent symbols."""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from okx_pipeline.defs.history.candles import COLUMN_SCHEMA
+from okx_pipeline.defs.partitions import days_with_today, symbols
+from okx_pipeline.defs.resources import Pipeline
+from okx_pipeline.stream.health import SilentSeries, stream_health
+from okx_pipeline.timeframes import utc
+
+KEY = dg.AssetKey(["okx", "streamed_candles"])
+
+streamed_candles = dg.AssetSpec(
+    KEY,
+    description="One row per confirmed candle of a symbol's day as it lands live; today included.",
+    partitions_def=dg.MultiPartitionsDefinition({"date": days_with_today, "symbol": symbols}),
+    group_name="stream",
+    kinds={"websocket", "postgres", "parquet"},
+    owners=["team:market-data"],
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2), warn_window=timedelta(hours=1)),
+    metadata={"dagster/column_schema": COLUMN_SCHEMA, "dagster/table_name": "trading.candlesticks"},
+)
+
+
+@dg.asset_check(
+    asset=KEY, name="every_series_moves", description="No subscribed series is late by the exchange's clock."
+)
+def every_series_moves(pipeline: Pipeline) -> dg.AssetCheckResult:
+    """Fails while the sidecar is silent or a series is late, naming each."""
+    with pipeline.database() as database, database.connect() as connection:
+        health = stream_health(connection)
+    return dg.AssetCheckResult(
+        passed=health.is_alive and not health.silent,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description="the sidecar does not beat" if not health.is_alive else f"{len(health.silent)} series are late",
+        metadata={
+            "late_series": len(health.silent),
+            "silent": dg.MetadataValue.table([_record(series) for series in health.silent[:100]]),
+        }
+        if health.silent
+        else {"late_series": 0},
+    )
+
+
+def _record(series: SilentSeries) -> dg.TableRecord:
+    last = "nothing held" if series.last_ms is None else f"{utc(series.last_ms):%Y-%m-%d %H:%M}"
+    return dg.TableRecord(
+        {
+            "symbol": series.symbol,
+            "timeframe": series.timeframe,
+            "last_candle": last,
+            "late_s": series.late_ms // 1000,
+            "refused": series.refused or "",
+        }
+    )

@@ -1,0 +1,166 @@
+"""The sidecar in PostgreSQL: its lock, heartbeat and counters, how far each series has come, and who asks for it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, LiteralString, Self
+
+import psycopg
+
+from okx_pipeline.storage.database import Connection, Database, lock_key, one
+
+SIDECAR_LOCK: Final = lock_key("sidecar")
+
+_OFFSETS: Final[LiteralString] = """
+SELECT symbol, timeframe, through_ms FROM trading.stream_offsets
+JOIN unnest(%s::text[], %s::text[]) AS wanted (symbol, timeframe) USING (symbol, timeframe)
+"""
+
+_SAVE: Final[LiteralString] = """
+INSERT INTO trading.stream_offsets AS known (symbol, timeframe, through_ms)
+SELECT symbol, timeframe, through_ms FROM unnest(%s::text[], %s::text[], %s::bigint[])
+    AS moved (symbol, timeframe, through_ms)
+ORDER BY symbol, timeframe
+ON CONFLICT (symbol, timeframe) DO UPDATE SET through_ms = excluded.through_ms, moved_at = clock_timestamp()
+WHERE known.through_ms < excluded.through_ms
+"""
+
+_BEAT: Final[LiteralString] = """
+INSERT INTO trading.stream_status AS known (sidecar, state, exchange_ms, counters, refused)
+VALUES (%s, %s, %s, %s, %s)
+ON CONFLICT (sidecar) DO UPDATE SET state = excluded.state, heartbeat_at = clock_timestamp(),
+    exchange_ms = excluded.exchange_ms, counters = excluded.counters, refused = excluded.refused
+"""
+
+_FORGET: Final[LiteralString] = """
+DELETE FROM trading.stream_status WHERE heartbeat_at < clock_timestamp() - interval '7 days'
+"""
+
+_LATEST: Final[LiteralString] = """
+SELECT sidecar, state, started_at, heartbeat_at,
+       extract(epoch FROM clock_timestamp() - heartbeat_at)::float8, exchange_ms, counters, refused
+FROM trading.stream_status WHERE state <> 'standby'
+ORDER BY heartbeat_at DESC LIMIT 1
+"""
+
+_ASK: Final[LiteralString] = """
+INSERT INTO trading.store_facts (name, value) VALUES ('sidecar_asked_for_at', clock_timestamp()::text)
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+
+_ASKED: Final[LiteralString] = """
+SELECT extract(epoch FROM clock_timestamp() - value::timestamptz)::float8
+FROM trading.store_facts WHERE name = 'sidecar_asked_for_at'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarStatus:
+    """The sidecar that beat last.
+
+    Parameters
+    ----------
+    age_s
+        Seconds since its last heartbeat.
+    exchange_ms
+        The exchange's time at that heartbeat.
+    counters, refused
+        What it counted since it started, and the series OKX refuses, with why.
+    """
+
+    sidecar: str
+    state: str
+    started_at: datetime
+    heartbeat_at: datetime
+    age_s: float
+    exchange_ms: int | None
+    counters: dict[str, Any]
+    refused: dict[str, str]
+
+
+class SidecarLock:
+    """The lock of the one sidecar that streams into a database; held as long as its own connection lives.
+
+    It saves work: that two at once do no harm is landing's doing.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def take(self) -> bool:
+        """Take the lock if nobody else has it; True too if it is ours still, or again after a lost connection.
+
+        Raises
+        ------
+        StorageError
+            If the database cannot be reached.
+        """
+        if self._connection is not None:
+            try:
+                self._connection.execute("SELECT")
+                return True
+            except psycopg.Error:
+                self._connection.close()
+        connection = self._database.connect()
+        if one(connection, "SELECT pg_try_advisory_lock(%s)", (SIDECAR_LOCK,)):
+            self._connection = connection
+            return True
+        connection.close()
+        self._connection = None
+        return False
+
+
+def stream_offsets(connection: Connection, series: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    """How far each of `series` (symbol, timeframe) has come, where it was ever streamed: see the table."""
+    wanted = list(series)
+    parameters = ([symbol for symbol, _ in wanted], [timeframe for _, timeframe in wanted])
+    return {(symbol, name): through_ms for symbol, name, through_ms in connection.execute(_OFFSETS, parameters)}
+
+
+def save_offsets(connection: Connection, offsets: Mapping[tuple[str, str], int]) -> None:
+    """Note how far series have come; never backwards, whoever else notes it too."""
+    if offsets:
+        symbols, timeframes = [symbol for symbol, _ in offsets], [timeframe for _, timeframe in offsets]
+        connection.execute(_SAVE, (symbols, timeframes, list(offsets.values())))
+
+
+def beat(
+    connection: Connection,
+    sidecar: str,
+    state: str,
+    exchange_ms: int | None,
+    counters: Mapping[str, Any],
+    refused: Mapping[str, str],
+) -> None:
+    """Write a heartbeat."""
+    parameters = (sidecar, state, exchange_ms, json.dumps(dict(counters)), json.dumps(dict(refused)))
+    connection.execute(_BEAT, parameters)
+    if state == "starting":
+        connection.execute(_FORGET)
+
+
+def sidecar_status(connection: Connection) -> SidecarStatus | None:
+    """The sidecar that beat last; None if none ever did."""
+    found = connection.execute(_LATEST).fetchone()
+    return SidecarStatus(*found) if found else None
+
+
+def ask_for_sidecar(connection: Connection) -> None:
+    """Leave word that the sidecar is to be started; whoever supervises it obeys."""
+    connection.execute(_ASK)
+
+
+def sidecar_asked_for_s(connection: Connection) -> float | None:
+    """Seconds since somebody asked for the sidecar to be started; None if nobody did."""
+    found = connection.execute(_ASKED).fetchone()
+    return float(found[0]) if found else None

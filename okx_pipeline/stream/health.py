@@ -1,0 +1,77 @@
+"""Whether the stream is well: does the sidecar live, and does every subscribed series move. Health is the last durable
+row, not a live process."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from okx_pipeline.storage.database import Connection
+from okx_pipeline.storage.overview import SeriesOverview, overview
+from okx_pipeline.storage.stream_status import SidecarStatus, sidecar_status
+from okx_pipeline.storage.subscriptions import subscriptions
+from okx_pipeline.timeframes import GRACE_MS, parse_timeframe
+
+DEAD_AFTER_S: Final = 20.0
+"""A sidecar beats every 2 s; one that has not for this long is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class SilentSeries:
+    """A subscribed series whose newest due candle is not held: open time of the last held, and how late that is."""
+
+    symbol: str
+    timeframe: str
+    last_ms: int | None
+    late_ms: int
+    refused: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHealth:
+    """The stream at a glance.
+
+    Parameters
+    ----------
+    sidecar
+        The sidecar that beat last; None if none ever did.
+    now_ms
+        The exchange's time, carried on from its last heartbeat; None if it has not told.
+    silent
+        Series that are late, the latest first.
+    """
+
+    sidecar: SidecarStatus | None
+    now_ms: int | None
+    silent: list[SilentSeries]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a sidecar streams."""
+        return self.sidecar is not None and self.sidecar.state != "stopped" and self.sidecar.age_s < DEAD_AFTER_S
+
+
+def stream_health(connection: Connection) -> StreamHealth:
+    """How the stream is, from what is written in the database."""
+    sidecar = sidecar_status(connection)
+    if sidecar is None or sidecar.exchange_ms is None:
+        return StreamHealth(sidecar, None, [])
+    now_ms = sidecar.exchange_ms + int(sidecar.age_s * 1000)
+    held = {(series.symbol, series.timeframe): series for series in overview(connection).series}
+    silent = []
+    for wanted in subscriptions(connection):
+        series = held.get((wanted.symbol, wanted.timeframe.name))
+        late = _lateness_ms(wanted.timeframe.name, series, now_ms)
+        if late > 0:
+            refused = sidecar.refused.get(f"{wanted.symbol} {wanted.timeframe}")
+            last_ms = series.last_ms if series else None
+            silent.append(SilentSeries(wanted.symbol, wanted.timeframe.name, last_ms, late, refused))
+    return StreamHealth(sidecar, now_ms, sorted(silent, key=lambda each: -each.late_ms))
+
+
+def _lateness_ms(name: str, series: SeriesOverview | None, now_ms: int) -> int:
+    """How long ago the first candle was due that is not held; 0 or less if none is."""
+    timeframe = parse_timeframe(name)
+    if series is None or series.last_ms is None:
+        # Nothing held yet: late once a candle that opened today is due.
+        first_ms = timeframe.first_open(now_ms - now_ms % 86_400_000)
+        return now_ms - timeframe.close_of(first_ms) - 2 * GRACE_MS
+    return now_ms - timeframe.due_of(timeframe.close_of(series.last_ms))

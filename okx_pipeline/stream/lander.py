@@ -1,0 +1,171 @@
+"""Landing as a stream needs it: batched by time and size, patient while the database is away, bounded in memory.
+
+Frames never wait for it. What does not fit is dropped here and fetched again later: the exchange is the log.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from time import monotonic
+from typing import Final
+
+from okx_pipeline.candles import Candle, Refused, Source
+from okx_pipeline.errors import PipelineError
+from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.database import Database, DatabaseError, RefusedRowError
+from okx_pipeline.storage.landing import Landed
+from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.stream.counters import Counters
+
+FLUSH_AFTER_S: Final = 0.1
+"""How long a confirmed candle waits for others that close with it."""
+
+BATCH: Final = 2_000
+CAPACITY: Final = 100_000
+"""Candles that wait at the most, some 50 MB; a thousand series of one minute fill it in 100 minutes."""
+
+LONGEST_PAUSE_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class Batch:
+    """Candles that land together; from the WebSocket, `requested_at` is None."""
+
+    candles: list[Candle]
+    refused: list[Refused] = field(default_factory=list)
+    source: Source = Source.WEBSOCKET
+    requested_at: datetime | None = None
+    received_s: float = field(default_factory=monotonic)
+
+
+class Lander:
+    """Lands what it is offered, in the order offered, on a connection of its own.
+
+    Parameters
+    ----------
+    on_landed
+        Told, in the event loop, what became of a batch.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        files: ParquetStore,
+        counters: Counters,
+        on_landed: Callable[[Batch, Landed], None],
+        *,
+        capacity: int = CAPACITY,
+    ) -> None:
+        self._database = database
+        self._files = files
+        self._counters = counters
+        self._on_landed = on_landed
+        self._capacity = capacity
+        self._waiting: deque[Batch] = deque()
+        self._size = 0
+        self._arrived = asyncio.Event()
+        self._store: CandleStore | None = None
+        self._opened = ExitStack()
+        self.is_away = False
+
+    @property
+    def waiting(self) -> int:
+        """Candles that wait to be landed."""
+        return self._size
+
+    @property
+    def lag_s(self) -> float:
+        """How long the oldest of them has waited."""
+        return monotonic() - self._waiting[0].received_s if self._waiting else 0.0
+
+    def offer(self, batch: Batch) -> bool:
+        """Take a batch to be landed; False if there is no room, and then it is forgotten."""
+        rows = len(batch.candles) + len(batch.refused)
+        if self._size + rows > self._capacity:
+            return False
+        self._size += rows
+        last = self._waiting[-1] if self._waiting else None
+        merges = last is not None and last.source is batch.source is Source.WEBSOCKET
+        if last is not None and merges and len(last.candles) + rows <= BATCH:
+            last.candles += batch.candles
+            last.refused += batch.refused
+        else:
+            self._waiting.append(batch)
+        self._arrived.set()
+        return True
+
+    async def run(self) -> None:
+        """Land for ever; on cancellation, what waits is landed first if the database lets it."""
+        try:
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                await asyncio.sleep(FLUSH_AFTER_S)
+                await self._drain()
+        finally:
+            if not self.is_away:
+                await asyncio.shield(self._last_drain())
+            await asyncio.to_thread(self._close)
+
+    async def _drain(self) -> None:
+        pause_s = 0.1
+        while self._waiting:
+            # Taken off before it lands, so that nothing is added to a batch that is being landed.
+            batch = self._waiting.popleft()
+            try:
+                landed = await asyncio.to_thread(self._land, batch)
+            except RefusedRowError as problem:
+                self._divide(batch, problem)
+            except (PipelineError, DatabaseError) as problem:
+                self._waiting.appendleft(batch)
+                self.is_away = True
+                self._counters.wrong("database away", str(problem).partition("\n")[0])
+                await asyncio.to_thread(self._close)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                await self._revive()
+            except asyncio.CancelledError:
+                self._waiting.appendleft(batch)
+                raise
+            else:
+                pause_s = 0.1
+                self.is_away = False
+                self._size -= len(batch.candles) + len(batch.refused)
+                self._on_landed(batch, landed)
+
+    def _divide(self, batch: Batch, problem: Exception) -> None:
+        """A row that the tables themselves refuse never costs the others: they land without it."""
+        if len(batch.candles) <= 1:
+            self._counters.wrong("refused by the tables", str(problem).partition("\n")[0])
+            self._size -= len(batch.candles) + len(batch.refused)
+            return
+        half = len(batch.candles) // 2
+        for candles, refused in ((batch.candles[half:], []), (batch.candles[:half], batch.refused)):
+            self._waiting.appendleft(Batch(candles, refused, batch.source, batch.requested_at, batch.received_s))
+
+    async def _last_drain(self) -> None:
+        try:
+            async with asyncio.timeout(5):
+                while self._waiting and not self.is_away:
+                    batch = self._waiting.popleft()
+                    self._on_landed(batch, await asyncio.to_thread(self._land, batch))
+        except (PipelineError, DatabaseError, TimeoutError) as problem:
+            self._counters.wrong("not landed at the end", str(problem).partition("\n")[0])
+
+    async def _revive(self) -> None:
+        try:
+            await asyncio.to_thread(self._database.revive)
+        except PipelineError as problem:
+            self._counters.wrong("database away", str(problem))
+
+    def _land(self, batch: Batch) -> Landed:
+        if self._store is None:
+            self._store = self._opened.enter_context(CandleStore.opened(self._database, self._files))
+        return self._store.land(batch.candles, batch.refused, source=batch.source, requested_at=batch.requested_at)
+
+    def _close(self) -> None:
+        self._store = None
+        self._opened.close()
