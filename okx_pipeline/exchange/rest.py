@@ -6,15 +6,12 @@ error is worth. What to ask for in which order is `windows`' work.
 
 import asyncio
 import logging
-import socket
-import ssl
 import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +42,7 @@ from okx_pipeline.exchange.messages import (
     decode_envelope,
     decode_page,
 )
+from okx_pipeline.exchange.network import USER_AGENT, mistrust, reason, trust
 from okx_pipeline.exchange.protocol import Endpoint
 from okx_pipeline.timeframes import Timeframe
 
@@ -137,13 +135,13 @@ class RestClient:
         url = _checked_url(base_url)
         self._host = url.netloc.decode("ascii")
         self._to_check = "OKX_REST_URL, HTTPS_PROXY and the network" if proxy else "OKX_REST_URL and the network"
-        headers = {"User-Agent": f"okx-pipeline/{version('okx-pipeline')}", "Accept-Encoding": "gzip"}
+        headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "gzip"}
         if demo:
             headers.update([protocol.DEMO_HEADER])
         self._http = httpx.AsyncClient(
             base_url=url,
             headers=headers,
-            verify=_trust(ca_file),
+            verify=trust(ca_file),
             proxy=_checked_proxy(proxy),
             timeout=httpx.Timeout(request_timeout_s, connect=CONNECT_TIMEOUT_S),
             # Every request in flight has a permit, and there are fewer permits than this.
@@ -333,16 +331,15 @@ class RestClient:
 
     def _connection_error(self, problem: httpx.TransportError) -> ExchangeError:
         """The error that a failure below HTTP means, in words."""
-        causes = _causes(problem)
-        for cause in causes:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                return WrongHostError(
-                    f"the certificate of {self._host} is not trusted: {cause.verify_message}; "
-                    "check OKX_REST_URL, and SSL_CERT_FILE if your network has an authority of its own"
-                )
+        mistrusted = mistrust(problem)
+        if mistrusted is not None:
+            return WrongHostError(
+                f"the certificate of {self._host} is not trusted: {mistrusted}; "
+                "check OKX_REST_URL, and SSL_CERT_FILE if your network has an authority of its own"
+            )
         if isinstance(problem, httpx.ProxyError):
             return UnreachableError(f"the proxy does not let us through to {self._host}: {problem}; check HTTPS_PROXY")
-        return UnreachableError(f"cannot reach OKX at {self._host}: {_reason(problem, causes)}; check {self._to_check}")
+        return UnreachableError(f"cannot reach OKX at {self._host}: {_reason(problem)}; check {self._to_check}")
 
 
 def _fault_of(page: Page, after_ms: int) -> str | None:
@@ -379,41 +376,12 @@ def _checked_proxy(proxy: str | None) -> httpx.Proxy | None:
     return checked
 
 
-def _trust(ca_file: Path | None) -> ssl.SSLContext:
-    if ca_file is None:
-        return httpx.create_ssl_context(trust_env=False)
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as problem:
-        reason = "it holds no certificate" if isinstance(problem, ssl.SSLError) else problem.strerror
-        raise UsageError(f"SSL_CERT_FILE {ca_file} cannot be used: {reason}") from problem
-
-
-def _causes(problem: BaseException) -> list[BaseException]:
-    causes = []
-    cause: BaseException | None = problem
-    while cause is not None:
-        causes.append(cause)
-        following = cause.__cause__ or cause.__context__
-        if following is None and isinstance(cause, BaseExceptionGroup):
-            following = cause.exceptions[0]
-        cause = following
-    return causes
-
-
-def _reason(problem: httpx.TransportError, causes: list[BaseException]) -> str:
+def _reason(problem: httpx.TransportError) -> str:
     if isinstance(problem, httpx.ConnectTimeout):
         return f"no connection within {CONNECT_TIMEOUT_S:g} s"
     if isinstance(problem, httpx.TimeoutException):
         return "no answer in time"
-    for cause in reversed(causes):
-        if isinstance(cause, socket.gaierror):
-            return "its name cannot be resolved"
-        if isinstance(cause, ConnectionRefusedError):
-            return "connection refused"
-        if isinstance(cause, ConnectionResetError):
-            return "connection reset"
-    return str(problem) or type(problem).__name__
+    return reason(problem)
 
 
 def _log_retry(details: stamina.instrumentation.RetryDetails) -> None:
