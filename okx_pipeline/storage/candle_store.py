@@ -8,7 +8,7 @@ from typing import Final, LiteralString
 from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.errors import UsageError
 from okx_pipeline.storage import landing, projection
-from okx_pipeline.storage.database import Connection, Database, one, translated
+from okx_pipeline.storage.database import Connection, Database, one, snapshot, translated
 from okx_pipeline.storage.landing import ArchivedError, Landed
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.projection import Projected
@@ -73,6 +73,8 @@ class CandleStore:
         ------
         StorageError
             If the database is out of reach or its disk full; nothing of the batch landed, and it can be landed again.
+        DamagedFileError
+            If the file of an archived month that the batch reaches into cannot be read; nothing landed.
         """
         batch = list(candles)
         with translated(self.place):
@@ -93,10 +95,11 @@ class CandleStore:
         """
         if start_ms >= end_ms:
             return []
-        have = [row[0] for row in self.connection.execute(_HAVE, (symbol, timeframe.name, start_ms, end_ms))]
-        archived = self.connection.execute(
-            _ARCHIVED_MONTHS, (symbol, timeframe.name, month_of(start_ms), month_of(end_ms - 1))
-        ).fetchall()
+        months = (symbol, timeframe.name, month_of(start_ms), month_of(end_ms - 1))
+        # In one snapshot, or a month archived or brought back meanwhile would be seen twice or not at all.
+        with translated(self.place), snapshot(self.connection):
+            have = [row[0] for row in self.connection.execute(_HAVE, (symbol, timeframe.name, start_ms, end_ms))]
+            archived = self.connection.execute(_ARCHIVED_MONTHS, months).fetchall()
         for (month,) in archived:
             held = self.files.read(SeriesMonth(symbol, timeframe.name, month))["timestamp_ms"].to_pylist()
             have += [open_ms for open_ms in held if start_ms <= open_ms < end_ms]
@@ -104,13 +107,21 @@ class CandleStore:
 
     def closes(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> list[float]:
         """Closing prices in [start_ms, end_ms) as floats, for drawing."""
-        found = self.connection.execute(_CLOSES, (symbol, timeframe.name, start_ms, end_ms))
-        return [row[0] for row in found]
+        with translated(self.place):
+            found = self.connection.execute(_CLOSES, (symbol, timeframe.name, start_ms, end_ms))
+            return [row[0] for row in found]
 
     def project(self, months: Iterable[SeriesMonth]) -> list[Projected]:
-        """Bring the files of `months` up to date, and any others in which landings wait to be projected."""
-        wanted = dict.fromkeys([*months, *projection.pending_months(self.connection)])
-        return projection.project(self.connection, self.files, wanted)
+        """Bring the files of `months` up to date, and any others in which landings wait to be projected.
+
+        Raises
+        ------
+        StorageError
+            If the database is out of reach or a file cannot be written; the marks stay, for the next pass.
+        """
+        with translated(self.place):
+            wanted = dict.fromkeys([*months, *projection.pending_months(self.connection)])
+            return projection.project(self.connection, self.files, wanted)
 
     def claim_for(self, origin: str) -> None:
         """Say which market this store holds, at first use; prices of another one never mix with it.
@@ -120,10 +131,11 @@ class CandleStore:
         UsageError
             If the store holds another market.
         """
-        self.connection.execute(
-            "INSERT INTO trading.store_facts (name, value) VALUES ('origin', %s) ON CONFLICT DO NOTHING", (origin,)
-        )
-        holds = one(self.connection, "SELECT value FROM trading.store_facts WHERE name = 'origin'")
+        with translated(self.place):
+            self.connection.execute(
+                "INSERT INTO trading.store_facts (name, value) VALUES ('origin', %s) ON CONFLICT DO NOTHING", (origin,)
+            )
+            holds = one(self.connection, "SELECT value FROM trading.store_facts WHERE name = 'origin'")
         if holds != origin:
             raise UsageError(
                 f"this store holds prices of OKX's {holds}, and the settings lead to its {origin}; "

@@ -7,12 +7,12 @@ S3 an object appears whole. When a file is written, and from what, stands in `pr
 import hashlib
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from okx_pipeline.candles import FRACTION_DIGITS, INTEGER_DIGITS, VALUE_COLUMNS
+from okx_pipeline.errors import UsageError
 from okx_pipeline.storage.database import StorageError
 
 NUMBER: Final = pa.decimal128(INTEGER_DIGITS + FRACTION_DIGITS, FRACTION_DIGITS)
@@ -67,8 +68,8 @@ class FileState:
     content_hash: str
 
 
-class DamagedFileError(Exception):
-    """A Parquet file is there and cannot be read, or a page of it fails its checksum."""
+class DamagedFileError(StorageError):
+    """A Parquet file is missing, cut off, fails a page's checksum, or does not hold the rows that it should."""
 
 
 class ParquetStore:
@@ -79,6 +80,13 @@ class ParquetStore:
     root
         An absolute folder, or ``s3://bucket/prefix``; options of pyarrow's S3 file system may follow as a query, for
         example ``?endpoint_override=localhost:9000&scheme=http``. Credentials come from the usual AWS places.
+
+    Raises
+    ------
+    UsageError
+        If the URL cannot be read or names no bucket.
+    StorageError
+        If the object store has to be asked for the bucket's region and cannot be reached.
     """
 
     def __init__(self, root: str) -> None:
@@ -87,8 +95,14 @@ class ParquetStore:
         if self._local is None:
             try:
                 self._remote, self._prefix = fs.FileSystem.from_uri(root)
-            except (pa.ArrowInvalid, OSError) as problem:
-                raise StorageError(f"OKX_PARQUET_URL: {urlsplit(root).netloc}: {problem}") from problem
+            except pa.ArrowInvalid as problem:
+                # Before an @ stand credentials, which the library's message would repeat.
+                why = "" if "@" in root else f": {_first_line(problem)}"
+                raise UsageError(f"OKX_PARQUET_URL cannot be read as s3://bucket/prefix?options{why}") from None
+            except OSError as problem:
+                raise StorageError(f"OKX_PARQUET_URL: {_first_line(problem)}") from problem
+            if not self._prefix:
+                raise UsageError("OKX_PARQUET_URL names no bucket; write s3://bucket/prefix")
 
     def place(self, month: SeriesMonth) -> str:
         """Where the file of `month` is: an absolute path or an s3:// URL without options."""
@@ -103,14 +117,14 @@ class ParquetStore:
         ------
         DamagedFileError
             If its footer cannot be read: it was cut off, or is no Parquet file of ours.
+        StorageError
+            If it cannot be opened: no permission, or the object store is out of reach.
         """
         try:
-            with self._open(month) as source:
+            with self._opened(month) as source:
                 metadata = pq.read_metadata(source)
         except FileNotFoundError:
             return None
-        except (pa.ArrowException, OSError) as problem:
-            raise DamagedFileError(f"{self.place(month)}: {_first_line(problem)}") from problem
         keys = metadata.metadata or {}
         if HASH_KEY not in keys:
             raise DamagedFileError(f"{self.place(month)}: it carries no content hash")
@@ -121,18 +135,16 @@ class ParquetStore:
 
         Raises
         ------
-        FileNotFoundError
-            If there is none.
         DamagedFileError
-            If a page or the footer is damaged.
+            If there is none, or a page or the footer is damaged.
+        StorageError
+            If it cannot be opened: no permission, or the object store is out of reach.
         """
         try:
-            with self._open(month) as source:
+            with self._opened(month) as source:
                 return pq.ParquetFile(source, page_checksum_verification=True).read().cast(ARROW_SCHEMA)
-        except FileNotFoundError:
-            raise
-        except (pa.ArrowException, OSError, ValueError) as problem:
-            raise DamagedFileError(f"{self.place(month)}: {_first_line(problem)}") from problem
+        except FileNotFoundError as problem:
+            raise DamagedFileError(f"{self.place(month)}: there is no such file") from problem
 
     def write(self, month: SeriesMonth, table: pa.Table, content_hash: str) -> None:
         """Write `table` as the file of `month`, in place of the one that is there, durably.
@@ -158,25 +170,50 @@ class ParquetStore:
                 "mend that and run the same again"
             ) from problem
 
-    def _open(self, month: SeriesMonth) -> Any:
-        if self._local is not None:
-            return (self._local / month.path).open("rb")
-        return self._remote.open_input_file(f"{self._prefix}/{month.path}")
+    @contextmanager
+    def _opened(self, month: SeriesMonth) -> Iterator[Any]:
+        try:
+            if self._local is not None:
+                source: Any = (self._local / month.path).open("rb")
+            else:
+                source = self._remote.open_input_file(f"{self._prefix}/{month.path}")
+        except FileNotFoundError:
+            raise
+        except OSError as problem:
+            raise StorageError(f"cannot read {self.place(month)}: {_first_line(problem)}") from problem
+        with source:
+            try:
+                yield source
+            except (pa.ArrowException, OSError, ValueError) as problem:
+                raise DamagedFileError(f"{self.place(month)}: {_first_line(problem)}") from problem
 
 
 def _write_beside_and_rename(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    unsynced = [path.parent, *_made(path.parent)]
     beside = path.with_name(_TEMPORARY)
-    with beside.open("wb") as sink:
-        _encode(table, sink)
-        sink.flush()
-        os.fsync(sink.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with beside.open("wb") as sink:
+            _encode(table, sink)
+            sink.flush()
+            os.fsync(sink.fileno())
+        beside.replace(path)
+    except BaseException:
+        # On a full disk it would take the space that everything else waits for.
+        beside.unlink(missing_ok=True)
+        raise
+    for folder in unsynced:
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _made(folder: Path) -> list[Path]:
+    """Make `folder`; returns the folders that have a new one in them, which is not there for good until synced."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return [each.parent for each in missing]
 
 
 def _encode(table: pa.Table, sink: Any) -> None:

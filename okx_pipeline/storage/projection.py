@@ -6,19 +6,18 @@ projected; landing into it restores it first, under the same lock.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from time import perf_counter
 from typing import Final, LiteralString
 
 import pyarrow as pa
-from psycopg import IsolationLevel, sql
+from psycopg import sql
 from pyarrow import csv
 
 from okx_pipeline.candles import VALUE_COLUMNS
-from okx_pipeline.storage.database import Connection, one, session_lock
+from okx_pipeline.storage.database import Connection, one, session_lock, snapshot
 from okx_pipeline.storage.landing import ensure_months
 from okx_pipeline.storage.parquet import (
     ARROW_SCHEMA,
@@ -28,6 +27,7 @@ from okx_pipeline.storage.parquet import (
     FileState,
     ParquetStore,
     SeriesMonth,
+    canonical_texts,
     content_hash,
 )
 from okx_pipeline.timeframes import month_bounds
@@ -124,13 +124,13 @@ def project_month(connection: Connection, store: ParquetStore, month: SeriesMont
     """
     with session_lock(connection, "parquet", *map(str, month)):
         started = perf_counter()
-        with _snapshot(connection):
-            if _archived(connection, month):
+        with snapshot(connection):
+            state, noted_hash = _noted(connection, month)
+            if state == "archived":
                 return None
             marks = _marks(connection, month)
-            bounds = month_bounds(month.month)
-            wanted = str(one(connection, "SELECT trading.content_hash(%s, %s, %s, %s)", (*month[:2], *bounds)))
-            damage, known = _look_at(store, month)
+            wanted = _held_hash(connection, month)
+            damage, known = _look_at(store, month, expected=noted_hash is not None)
             written = known is None or known.content_hash != wanted
             table = _rows(connection, month) if written else None
         rows = table.num_rows if table is not None else known.rows if known is not None else 0
@@ -148,26 +148,22 @@ def restore_month(connection: Connection, store: ParquetStore, month: SeriesMont
 
     Raises
     ------
-    DamagedFileError, FileNotFoundError
-        If the file cannot be read whole; nothing has changed.
+    DamagedFileError
+        If the file is not there or cannot be read whole; nothing has changed.
     """
     with session_lock(connection, "parquet", *map(str, month)):
-        if not _archived(connection, month):
+        state, noted_hash = _noted(connection, month)
+        if state != "archived":
             return 0
         table = store.read(month)
-        state = store.state(month)
-        if state is None or content_hash(table) != state.content_hash:
-            raise DamagedFileError(f"{store.place(month)}: its rows do not add up to its content hash")
+        if content_hash(table) != noted_hash:
+            raise DamagedFileError(
+                f"{store.place(month)}: it does not hold the rows that were archived in it; bring it back from a backup"
+            )
         ensure_months(connection, [month.month])
         with connection.transaction():
-            with connection.cursor() as cursor, cursor.copy(_COPY_BACK) as copy:
-                for row in table.drop_columns(["open_time"]).to_pylist():
-                    values = [row[name] for name in _CSV_NAMES]
-                    copy.write_row((month.symbol, month.timeframe, *values))
-            connection.execute(
-                "UPDATE trading.candle_months SET state = 'live' WHERE symbol = %s AND timeframe = %s AND month = %s",
-                month,
-            )
+            _copy_back(connection, month, table)
+            _set_state(connection, month, "live")
         return int(table.num_rows)
 
 
@@ -179,54 +175,72 @@ def archive_month(connection: Connection, store: ParquetStore, month: SeriesMont
     DamagedFileError
         If the file does not hold exactly what PostgreSQL holds; nothing has changed.
     """
-    bounds = month_bounds(month.month)
-    partition = sql.Identifier("trading", f"candlesticks_{month.month:%Y_%m}")
-    with session_lock(connection, "parquet", *map(str, month)), connection.transaction():
-        # Writers of this month wait until we are done, and then find it archived.
-        connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(partition))
+    with session_lock(connection, "parquet", *map(str, month)):
+        state, noted_hash = _noted(connection, month)
+        if state == "archived":
+            return 0
         held = content_hash(store.read(month))
-        if held != one(connection, "SELECT trading.content_hash(%s, %s, %s, %s)", (*month[:2], *bounds)):
-            raise DamagedFileError(f"{store.place(month)}: it does not hold what PostgreSQL holds")
-        connection.execute(
-            "UPDATE trading.candle_months SET state = 'archived' WHERE symbol = %s AND timeframe = %s AND month = %s",
-            month,
-        )
-        gone = connection.execute(
-            "DELETE FROM trading.candlesticks "
-            "WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s",
-            (*month[:2], *bounds),
-        )
+        ensure_months(connection, [month.month])
+        with connection.transaction():
+            # Writers of this month wait until we are done, and then find it archived.
+            partition = sql.Identifier("trading", f"candlesticks_{month.month:%Y_%m}")
+            connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(partition))
+            if not held == noted_hash == _held_hash(connection, month):
+                raise DamagedFileError(
+                    f"{store.place(month)}: it does not hold what PostgreSQL holds; project the month again"
+                )
+            _set_state(connection, month, "archived")
+            gone = connection.execute(
+                "DELETE FROM trading.candlesticks "
+                "WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s",
+                (*month[:2], *month_bounds(month.month)),
+            )
         return gone.rowcount
 
 
-@contextmanager
-def _snapshot(connection: Connection) -> Iterator[None]:
-    """One state of the database for everything that is read inside, marks and rows alike."""
-    connection.isolation_level = IsolationLevel.REPEATABLE_READ
-    try:
-        with connection.transaction():
-            yield
-    finally:
-        connection.isolation_level = None
+def _noted(connection: Connection, month: SeriesMonth) -> tuple[str, str | None]:
+    found = connection.execute(
+        "SELECT state, content_hash FROM trading.candle_months WHERE symbol = %s AND timeframe = %s AND month = %s",
+        month,
+    ).fetchone()
+    return (found[0], found[1]) if found else ("live", None)
 
 
-def _archived(connection: Connection, month: SeriesMonth) -> bool:
-    return bool(
+def _set_state(connection: Connection, month: SeriesMonth, state: str) -> None:
+    connection.execute(
+        "UPDATE trading.candle_months SET state = %s WHERE symbol = %s AND timeframe = %s AND month = %s",
+        (state, *month),
+    )
+
+
+def _held_hash(connection: Connection, month: SeriesMonth) -> str:
+    return str(
         one(
             connection,
-            "SELECT EXISTS (SELECT FROM trading.candle_months "
-            "WHERE symbol = %s AND timeframe = %s AND month = %s AND state = 'archived')",
-            month,
+            "SELECT trading.content_hash(%s, %s, %s, %s)",
+            (month.symbol, month.timeframe, *month_bounds(month.month)),
         )
     )
 
 
-def _look_at(store: ParquetStore, month: SeriesMonth) -> tuple[str | None, FileState | None]:
+def _copy_back(connection: Connection, month: SeriesMonth, table: pa.Table) -> None:
+    # As text without padding: a numeric keeps the zeros it is given.
+    columns = [table[name].to_pylist() for name in ("source", "received_at", "updated_at")]
+    numbers = [canonical_texts(table[column.name]) for column in VALUE_COLUMNS]
+    with connection.cursor() as cursor, cursor.copy(_COPY_BACK) as copy:
+        for row in zip(table["timestamp_ms"].to_pylist(), *numbers, *columns, strict=True):
+            copy.write_row((month.symbol, month.timeframe, *row))
+
+
+def _look_at(store: ParquetStore, month: SeriesMonth, *, expected: bool) -> tuple[str | None, FileState | None]:
     try:
-        return None, store.state(month)
-    except DamagedFileError as damage:
+        state = store.state(month)
+        damage = f"{store.place(month)}: it is gone" if expected and state is None else None
+    except DamagedFileError as problem:
+        state, damage = None, str(problem)
+    if damage:
         log.warning("rebuilding from PostgreSQL: %s", damage)
-        return str(damage), None
+    return damage, state
 
 
 def _marks(connection: Connection, month: SeriesMonth) -> list[tuple[date, int]]:

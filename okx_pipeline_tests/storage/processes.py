@@ -9,7 +9,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["okx_pipeline.storage.candle_store", "okx_pipeline.storage.migrations"])
+# What the modules of tests import, so that one is imported quickly.
+_CONTEXT.set_forkserver_preload(["okx_pipeline.storage.opening", "okx_pipeline_tests.storage.test_landing", "pandas"])
 
 
 def start(work: Callable[..., None], *arguments: Any) -> BaseProcess:
