@@ -80,9 +80,10 @@ def _materialization(symbol: str, day: date, totals: dict[str, Totals]) -> dg.As
 
 def _summary(health: StreamHealth, reported: int, waiting: int) -> str:
     if health.sidecar is None:
-        return "no sidecar has streamed yet; asked for one"
-    state = f"{health.sidecar.state}, beat {health.sidecar.age_s:.0f} s ago"
-    if not health.is_alive:
-        state = f"does not beat ({state}); asked for a start"
+        state = "none yet; asked for one"
+    else:
+        state = f"{health.sidecar.state}, beat {health.sidecar.age_s:.0f} s ago"
+        if not health.is_alive:
+            state = f"does not beat ({state}); asked for a start"
     late = f"; {len(health.silent)} series late" if health.silent else ""
     return f"sidecar {state}; reported {reported} days{f', {waiting} wait' if waiting else ''}{late}"
