@@ -152,6 +152,14 @@ def postmaster_of(home: Path) -> psutil.Process:
     return psutil.Process(pid)
 
 
+def child_of(server: psutil.Process, name: str) -> psutil.Process:
+    for child in server.children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # backends come and go
+            if name in " ".join(child.cmdline()):
+                return child
+    raise AssertionError(f"the server has no {name}")
+
+
 def query(url: str, text: str) -> object:
     with psycopg.connect(url, connect_timeout=10) as connection:
         cursor = connection.execute(text.encode())
@@ -450,7 +458,7 @@ def test_a_newcomer_during_the_stop_waits_and_starts_it_anew(home: Path, use: Ca
     user = use(home)
     user.hear("url")
     server = postmaster_of(home)
-    (checkpointer,) = [child for child in server.children() if "checkpointer" in " ".join(child.cmdline())]
+    checkpointer = child_of(server, "checkpointer")
     checkpointer.suspend()
     user.kill()
     data = home / "postgres" / "data"
