@@ -30,10 +30,11 @@ _COLUMNS: Final = sql.SQL(", ").join(map(sql.Identifier, ("symbol", *_RULES)))
 _STAGED: Final = sql.SQL(", ").join(sql.Identifier("listed", name) for name in _RULES)
 _KNOWN: Final = sql.SQL(", ").join(sql.Identifier("known", name) for name in _RULES)
 _COPY: Final = sql.SQL("COPY pg_temp.listing ({}) FROM STDIN").format(_COLUMNS)
+# Versions bear the statement's time, which comes after the wait for another listing; the transaction's may come before.
 _ADD: Final = sql.SQL(
     """
 INSERT INTO trading.instruments (valid_from, {columns})
-SELECT now(), {listed_columns}
+SELECT statement_timestamp(), {listed_columns}
 FROM (SELECT {columns} FROM pg_temp.listing) AS listed
 LEFT JOIN trading.current_instruments AS known USING (symbol)
 WHERE ({known}) IS DISTINCT FROM ({listed})
@@ -47,7 +48,7 @@ WHERE ({known}) IS DISTINCT FROM ({listed})
 _DELIST: Final = sql.SQL(
     """
 INSERT INTO trading.instruments (valid_from, {columns})
-SELECT now(), {known_columns}, 'delisted'
+SELECT statement_timestamp(), {known_columns}, 'delisted'
 FROM trading.current_instruments AS known
 WHERE known.state <> 'delisted' AND NOT EXISTS (SELECT FROM pg_temp.listing WHERE listing.symbol = known.symbol)
 """

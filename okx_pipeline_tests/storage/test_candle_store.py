@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
@@ -66,24 +67,20 @@ def test_open_times_are_neither_doubled_nor_lost_while_a_month_is_archived_and_b
 ) -> None:
     store.land(minutes(*range(50)), source=Source.REST)
     archive(store)
-    done = threading.Event()
 
     def back_and_forth() -> None:
-        try:
-            with database.connect() as connection:
-                for _ in range(25):
-                    restore_month(connection, store.files, MONTH)
-                    archive_month(connection, store.files, MONTH)
-        finally:
-            done.set()
+        with database.connect() as connection:
+            for _ in range(25):
+                restore_month(connection, store.files, MONTH)
+                archive_month(connection, store.files, MONTH)
 
-    thread = threading.Thread(target=back_and_forth)
-    thread.start()
     asked = 0
-    while not done.is_set():
-        assert len(store.opens("BTC-USDT-SWAP", MINUTES, AUGUST, SEPTEMBER)) == 50
-        asked += 1
-    thread.join()
+    with ThreadPoolExecutor(1) as thread:
+        moving = thread.submit(back_and_forth)
+        while not moving.done():
+            assert len(store.opens("BTC-USDT-SWAP", MINUTES, AUGUST, SEPTEMBER)) == 50
+            asked += 1
+        moving.result()
     assert asked > 25
 
 
