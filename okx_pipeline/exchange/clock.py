@@ -1,6 +1,7 @@
 """The exchange's clock: what has closed and what is due is decided by OKX's time, not by this machine's.
 
 The wall clock here may be wrong by hours and may jump; all that is taken from this machine is how much time has passed.
+An exchange whose time runs at another speed (a stand-in that replays the past) is noticed from two readings.
 """
 
 import asyncio
@@ -14,6 +15,15 @@ from okx_pipeline.exchange.rest import RestClient, TimeReading
 MAX_AGE_S: Final = 300.0
 """How long a reading is good for; a bad quartz (100 parts in a million) is 30 ms off by then."""
 
+UNSTEADY_AGE_S: Final = 2.0
+"""The same while the exchange's time runs at another speed than ours."""
+
+DOUBT_AGE_S: Final = 1.0
+"""A doubted reading is not asked for anew more often than this."""
+
+STEADY: Final = 0.2
+"""A speed within this much of 1 is taken for 1: two readings some seconds apart are not measured better."""
+
 _JUMP_S: Final = 1.0
 """The wall clock and the monotonic one disagreeing by more than this shows a machine that slept, or a clock set."""
 
@@ -26,8 +36,10 @@ class ExchangeClock:
     def __init__(self, client: RestClient) -> None:
         self._client = client
         self._reading: TimeReading | None = None
+        self._speed = 1.0
         self._wall_at_reading_s = 0.0
         self._asked_s = 0.0
+        self._doubted = False
         self._asking = asyncio.Lock()
 
     async def now_ms(self) -> int:
@@ -56,10 +68,24 @@ class ExchangeClock:
         """
         if self._reading is None:
             raise RuntimeError("the exchange's clock has not been read yet; await now_ms() first")
-        return self._reading.server_ms + round((time.monotonic() - self._reading.local_s) * 1000)
+        passed_s = time.monotonic() - self._reading.local_s
+        return self._reading.server_ms + round(passed_s * self.speed * 1000)
+
+    @property
+    def speed(self) -> float:
+        """How fast the exchange's time runs against ours: 1 but for a stand-in."""
+        return self._speed
+
+    def doubt(self) -> None:
+        """Something the exchange said cannot be at the time carried on: read the clock anew when next asked."""
+        self._doubted = True
 
     def _due(self) -> bool:
-        return self._reading is None or self._jumped() or time.monotonic() - self._asked_s > MAX_AGE_S
+        if self._reading is None or self._jumped():
+            return True
+        age_s = time.monotonic() - self._asked_s
+        most_s = MAX_AGE_S if self._speed == 1.0 else UNSTEADY_AGE_S
+        return age_s > most_s or (self._doubted and age_s > DOUBT_AGE_S)
 
     def _jumped(self) -> bool:
         # The monotonic clock of Linux and macOS stands still while the machine sleeps; the wall clock does not.
@@ -69,6 +95,7 @@ class ExchangeClock:
 
     async def _read(self) -> None:
         self._asked_s = time.monotonic()
+        self._doubted = False
         try:
             reading = await self._client.server_time()
         except RetryableError as problem:
@@ -76,5 +103,10 @@ class ExchangeClock:
                 raise
             _log.warning("the exchange's clock is carried on from an old reading: %s", problem)
             return
+        if self._reading is not None and not self._jumped():
+            passed_s = reading.local_s - self._reading.local_s
+            if passed_s > DOUBT_AGE_S / 2:
+                speed = max(0.0, (reading.server_ms - self._reading.server_ms) / passed_s / 1000)
+                self._speed = 1.0 if abs(speed - 1) < STEADY else speed
         self._reading = reading
         self._wall_at_reading_s = time.time() - (time.monotonic() - reading.local_s)

@@ -142,3 +142,20 @@ def test_time_is_not_guessed_after_a_sleep_or_before_a_first_reading(machine: Ma
             await clock.now_ms()
 
     with_clock(use, DOWN)
+
+
+def test_a_doubted_reading_is_renewed_soon_and_tells_an_exchange_that_runs_faster(machine: Machine) -> None:
+    async def use(clock: ExchangeClock, server: Server) -> None:
+        await clock.now_ms()
+        clock.doubt()
+        assert await clock.now_ms() == SERVER_MS, "read a moment ago"
+        machine.passed_s += 10
+        assert await clock.now_ms() == SERVER_MS + 600_000
+        assert clock.speed == pytest.approx(60)
+        machine.passed_s += 1
+        assert clock.carried_ms() == SERVER_MS + 660_000
+        machine.passed_s += 9
+        assert await clock.now_ms() == SERVER_MS + 610_000, "it runs as fast as this machine again"
+        assert clock.speed == 1.0
+
+    with_clock(use, saying(SERVER_MS), saying(SERVER_MS + 600_000), saying(SERVER_MS + 610_000))
