@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, LiteralString, Self
 
-from okx_pipeline.exchange.budget import REST_S, Permit, pause_s, slot_count, slots_to_rest
+from okx_pipeline.exchange.budget import REST_S, Permit, faster, pause_s, slot_count, slots_to_rest
 from okx_pipeline.exchange.protocol import Endpoint
-from okx_pipeline.storage.database import AsyncConnection, Database
+from okx_pipeline.storage.database import AsyncConnection, Database, translated
 
 CLAIM_S: Final = 60
 """How long a slot stays claimed by a process that died; longer than any request takes."""
@@ -39,15 +39,22 @@ WHERE mine.endpoint = %(endpoint)s AND mine.slot = free.slot
 RETURNING mine.slot, clock_timestamp()
 """
 
+# A slot that was never used is free since ever, a time that servers before PostgreSQL 17 cannot subtract from.
 _NEXT: Final[LiteralString] = """
-SELECT extract(epoch FROM min(free_at) - clock_timestamp())::float8 FROM trading.request_slots
+SELECT extract(epoch FROM min(greatest(free_at, clock_timestamp())) - clock_timestamp())::float8
+FROM trading.request_slots
 WHERE endpoint = %s AND slot < %s AND claimed_until <= clock_timestamp()
 """
 
+# The later of the two: the slot may have been sent to rest while it carried the request.
 _RELEASE: Final[LiteralString] = """
 UPDATE trading.request_slots
-SET claimed_until = '-infinity', free_at = clock_timestamp() + %s * interval '1 second'
+SET claimed_until = '-infinity', free_at = greatest(free_at, clock_timestamp() + %s * interval '1 second')
 WHERE endpoint = %s AND slot = %s
+"""
+
+_GIVE_BACK: Final[LiteralString] = """
+UPDATE trading.request_slots SET claimed_until = '-infinity' WHERE endpoint = %s AND slot = %s
 """
 
 _WORKING: Final[LiteralString] = """
@@ -93,13 +100,20 @@ class SharedBudget:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
+        async with self._using:
+            if self._connection is not None:
+                await self._connection.close()
+                self._connection = None
 
     @asynccontextmanager
     async def request(self, endpoint: Endpoint) -> AsyncIterator[Permit]:
-        """Wait until a request may be sent; leaving the context says that it is over, answered or not."""
+        """Wait until a request may be sent; leaving the context says that it is over, answered or not.
+
+        Raises
+        ------
+        StorageError
+            If the database is out of reach.
+        """
         async with self._turns[endpoint]:
             slot, permit = await self._claim(endpoint)
         try:
@@ -115,18 +129,26 @@ class SharedBudget:
             self._made.add(endpoint)
         parameters = {"endpoint": endpoint.name, "slots": slots, "claim_s": CLAIM_S}
         while True:
-            claimed = await self._execute(_CLAIM, parameters)
-            if claimed:
-                slot, now = claimed[0]
+            for slot, now in await self._claim_whole(endpoint, parameters):
                 return slot, Permit(endpoint, now)
             ((wait_s,),) = await self._execute(_NEXT, (endpoint.name, slots))
             # A slot that is released meanwhile is free later than this: it has its whole pause before it.
             await asyncio.sleep(LOOK_AGAIN_S if wait_s is None else max(0.0, wait_s))
 
+    async def _claim_whole(self, endpoint: Endpoint, parameters: dict[str, object]) -> list[tuple[Any, ...]]:
+        """Claim a slot if one is free. Stopped halfway, what may have been claimed by then is given back."""
+        claiming = asyncio.ensure_future(self._execute(_CLAIM, parameters))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            for slot, _ in await claiming:
+                await self._execute(_GIVE_BACK, (endpoint.name, slot))
+            raise
+
     async def _release(self, slot: int, permit: Permit) -> None:
         endpoint = permit.endpoint
         if permit.round_trip_s is not None:
-            self._fastest_s = min(permit.round_trip_s, self._fastest_s or permit.round_trip_s)
+            self._fastest_s = faster(self._fastest_s, permit.round_trip_s)
         pause = pause_s(endpoint, answered=permit.round_trip_s is not None, fastest_s=self._fastest_s)
         await self._execute(_RELEASE, (pause, endpoint.name, slot))
         if permit.throttled:
@@ -144,5 +166,6 @@ class SharedBudget:
     async def _execute(self, query: LiteralString, parameters: Any) -> list[tuple[Any, ...]]:
         assert self._connection is not None, "use the budget as a context manager"
         async with self._using:
-            cursor = await self._connection.execute(query, parameters)
-            return await cursor.fetchall() if cursor.description else []
+            with translated(self._database.place):
+                cursor = await self._connection.execute(query, parameters)
+                return await cursor.fetchall() if cursor.description else []
