@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -54,7 +53,7 @@ class Doom:
     Parameters
     ----------
     owner
-        A module or class, or the dotted name of a module.
+        A module or class; callers must find the function there when they call it.
     after
         Whether it is killed once the call has returned, or before it is made.
     """
@@ -88,5 +87,4 @@ def killed(process: BaseProcess) -> None:
     """Wait for `process`, which must have been killed."""
     process.join(60)
     assert process.exitcode == -signal.SIGKILL, f"it ended with {process.exitcode}"
-    with suppress(ValueError):
-        process.close()
+    process.close()

@@ -29,7 +29,7 @@ def empty(new_database: Callable[[bool], Database]) -> Database:
 
 
 def schema(database: Database) -> list[tuple[Any, ...]]:
-    """Everything in our schemas and who made it when, as far as it can be compared."""
+    """What is in our schemas: relations, and functions with their bodies."""
     with database.connect() as connection:
         return connection.execute(
             "SELECT pg_describe_object('pg_class'::regclass, oid, 0), relkind::text FROM pg_class "
