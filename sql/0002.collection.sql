@@ -47,10 +47,12 @@ CREATE TABLE trading.request_slots (
     slot          integer     NOT NULL,
     free_at       timestamptz NOT NULL DEFAULT '-infinity',
     claimed_until timestamptz NOT NULL DEFAULT '-infinity',
+    claimed_by    integer,
     rested_at     timestamptz NOT NULL DEFAULT '-infinity',
     PRIMARY KEY (endpoint, slot)
 ) WITH (fillfactor = 50);
 
+COMMENT ON COLUMN trading.request_slots.claimed_by IS 'Process id of the database session that claimed it last';
 COMMENT ON TABLE trading.request_slots IS 'Request budget shared by every process that uses this database';
 
 -- Facts about the store itself, among them which market it holds: prices of a demo or replay never mix with OKX's.

@@ -24,6 +24,14 @@ INSERT INTO trading.request_slots (endpoint, slot)
 SELECT %s, slot FROM generate_series(0, %s - 1) AS slot ON CONFLICT DO NOTHING
 """
 
+# Whoever was killed with a claim may have sent the request up to now; beside the end of its claim, its session tells.
+_FREE_OF_THE_DEAD: Final[LiteralString] = """
+UPDATE trading.request_slots
+SET claimed_until = '-infinity', free_at = greatest(free_at, clock_timestamp() + %s * interval '1 second')
+WHERE endpoint = %s AND claimed_until > clock_timestamp()
+  AND NOT EXISTS (SELECT FROM pg_stat_activity AS session WHERE session.pid = request_slots.claimed_by)
+"""
+
 _CLAIM: Final[LiteralString] = """
 WITH free AS (
     SELECT slot FROM trading.request_slots
@@ -33,7 +41,7 @@ WITH free AS (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE trading.request_slots AS mine
-SET claimed_until = clock_timestamp() + %(claim_s)s * interval '1 second'
+SET claimed_until = clock_timestamp() + %(claim_s)s * interval '1 second', claimed_by = pg_backend_pid()
 FROM free
 WHERE mine.endpoint = %(endpoint)s AND mine.slot = free.slot
 RETURNING mine.slot, clock_timestamp()
@@ -126,6 +134,7 @@ class SharedBudget:
         slots = slot_count(endpoint, self._rate)
         if endpoint not in self._made:
             await self._execute(_MAKE, (endpoint.name, slots))
+            await self._execute(_FREE_OF_THE_DEAD, (endpoint.period_s, endpoint.name))
             self._made.add(endpoint)
         parameters = {"endpoint": endpoint.name, "slots": slots, "claim_s": CLAIM_S}
         while True:
@@ -164,8 +173,11 @@ class SharedBudget:
                 await self._execute(_REST, (REST_S, endpoint.name, resting))
 
     async def _execute(self, query: LiteralString, parameters: Any) -> list[tuple[Any, ...]]:
-        assert self._connection is not None, "use the budget as a context manager"
         async with self._using:
+            assert self._connection is not None, "use the budget as a context manager"
+            if self._connection.closed:
+                # The server went away since; whoever outlives that asks again on a new connection.
+                self._connection = await self._database.connect_async(durable=False)
             with translated(self._database.place):
                 cursor = await self._connection.execute(query, parameters)
                 return await cursor.fetchall() if cursor.description else []

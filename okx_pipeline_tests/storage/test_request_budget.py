@@ -139,16 +139,50 @@ def claim_everything(url: str, claim_s: float) -> None:
     asyncio.run(main())
 
 
-def test_what_a_killed_process_claimed_is_free_again_when_its_claim_ends(
+def test_what_a_killed_process_claimed_is_free_a_period_after_its_session_is_seen_to_be_gone(
     database: Database, connection: Connection
 ) -> None:
     async def main() -> None:
+        process = start(claim_everything, database.url, 3600)
+        await until(connection, CLAIMED, EIGHT.requests)
+        (holder,) = {row[0] for row in connection.execute("SELECT claimed_by FROM trading.request_slots")}
+        assert kill(process)
+        await until(
+            connection, f"claimed_by = {holder} AND EXISTS (SELECT FROM pg_stat_activity WHERE pid = {holder})", 0
+        )
+        asked = one(connection, "SELECT clock_timestamp()")
+        async with SharedBudget(database) as budget, budget.request(EIGHT) as permit:
+            assert (permit.sent_at - asked).total_seconds() >= EIGHT.period_s
+
+    asyncio.run(main())
+
+
+def test_a_claim_whose_session_still_lives_ends_by_itself(database: Database, connection: Connection) -> None:
+    async def main() -> None:
         process = start(claim_everything, database.url, 1.5)
         await until(connection, CLAIMED, EIGHT.requests)
-        assert kill(process)
         ends = one(connection, "SELECT min(claimed_until) FROM trading.request_slots")
         async with SharedBudget(database) as budget, budget.request(EIGHT) as permit:
             assert permit.sent_at >= ends
+        assert kill(process)
+
+    asyncio.run(main())
+
+
+def test_the_budget_outlives_a_lost_connection(database: Database, connection: Connection) -> None:
+    async def main() -> None:
+        async with SharedBudget(database) as budget:
+            async with budget.request(EIGHT):
+                pass
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            with pytest.raises(StorageError):
+                async with budget.request(EIGHT):
+                    pass
+            async with budget.request(EIGHT) as permit:
+                assert permit.endpoint == EIGHT
 
     asyncio.run(main())
 
