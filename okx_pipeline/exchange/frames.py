@@ -56,6 +56,10 @@ class Request(msgspec.Struct, frozen=True):
     id: str = ""
 
 
+class _Identified(msgspec.Struct, frozen=True):
+    id: str = ""
+
+
 SUBSCRIBE: Final = "subscribe"
 UNSUBSCRIBE: Final = "unsubscribe"
 ERROR: Final = "error"
@@ -63,6 +67,7 @@ NOTICE: Final = "notice"
 
 _FRAME: Final = msgspec.json.Decoder(Frame)
 _REQUEST: Final = msgspec.json.Decoder(Request)
+_IDENTIFIED: Final = msgspec.json.Decoder(_Identified)
 _JSON: Final = msgspec.json.Encoder()
 _REQUEST_ROOM: Final = protocol.MOST_REQUEST_BYTES - 1024
 
@@ -89,7 +94,18 @@ def decode_request(text: str | bytes) -> Request:
     msgspec.DecodeError
         If it is no request.
     """
-    return _REQUEST.decode(text)
+    try:
+        return _REQUEST.decode(text)
+    except (UnicodeDecodeError, RecursionError) as problem:
+        raise msgspec.DecodeError(str(problem)) from problem
+
+
+def request_id(text: str | bytes) -> str:
+    """The id of what may be no request otherwise; empty if it has none."""
+    try:
+        return _IDENTIFIED.decode(text).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def encode_requests(op: str, wanted: Iterable[Series], first_id: int = 1) -> Iterator[str]:
@@ -114,9 +130,10 @@ def argument_of(series: Series) -> Argument:
     return Argument(protocol.channel(series.timeframe), series.symbol)
 
 
-def encode_push(series: Series, rows: list[list[str]]) -> str:
+def encode_push(about: Series | Argument, rows: list[list[str]]) -> str:
     """A push of candle rows, as OKX sends it."""
-    return _JSON.encode({"arg": argument_of(series), "data": rows}).decode()
+    argument = argument_of(about) if isinstance(about, Series) else about
+    return _JSON.encode({"arg": argument, "data": rows}).decode()
 
 
 def encode_event(event: str, argument: Argument | None = None, **fields: Any) -> str:

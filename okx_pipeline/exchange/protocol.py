@@ -131,3 +131,16 @@ UNDERLYING: Final = "uly"
 """Field of an instrument that repeats its family; readers that predate families go by it."""
 OTHER_INSTRUMENT_TYPES: Final = ("OPTION", "MARGIN")
 """Kinds of instrument that OKX has and nobody here collects."""
+
+WRONG_CHANNEL_TEXT: Final = (
+    "Subscribe failed, wrong URL or channel:{channel},instId:{symbol} doesn't exist. "
+    "Please use the correct URL, channel and parameters referring to API document."
+)
+INVALID_REQUEST_TEXT: Final = "Invalid request: {request}"
+TOO_FREQUENT_TEXT: Final = "Requests too frequent"
+NOTICE_TEXT: Final = "The connection will soon be closed for a service upgrade. Please reconnect."
+NOTICE_S: Final = 60
+"""How long after the notice OKX closes the connection."""
+CLOSE_IDLE_TEXT: Final = "No data received in 30s."
+CLOSE_BUFFER_FULL: Final = 4005
+CLOSE_CHANNEL_LIMIT: Final = 4008
