@@ -1,7 +1,7 @@
 """OKX's semantics over a market: what each endpoint answers, at the exchange's time, within its published limits.
 
-Nothing here knows HTTP beyond a status and a body, nor where candles come from. Where OKX's behaviour is not known
-for certain, it is a switch of `Exchange` or said at the place.
+Nothing here knows HTTP beyond a status and a body, nor where candles come from; what is pushed, and when, is decided in
+`pushes`. Where OKX's behaviour is not known for certain, it is a switch of `Exchange` or said at the place.
 """
 
 import time
@@ -12,22 +12,24 @@ from typing import Final
 
 import msgspec
 
+from okx_pipeline.errors import UsageError
 from okx_pipeline.exchange import protocol
 from okx_pipeline.exchange.messages import ServerTime, encode_failure, encode_success
 from okx_pipeline.exchange.protocol import Endpoint, Failure
 from okx_pipeline.replay.bars import BARS, Bar
 from okx_pipeline.replay.clock import ExchangeClock
+from okx_pipeline.replay.corrections import Correction, Corrections
 from okx_pipeline.replay.faults import Fault, Faults
 from okx_pipeline.replay.limits import SlidingWindow
 from okx_pipeline.replay.market import Market, Row
-from okx_pipeline.timeframes import DAY_MS
+from okx_pipeline.timeframes import DAY_MS, Timeframe, parse_timeframe
 
 _DEFAULT_BAR: Final = "1m"
 _DEFAULT_LIMIT: Final = 100
 _LOWERED_LIMIT: Final = 100
 _REQUESTS_KEPT: Final = 100_000
 _LONGEST_NUMBER: Final = 15
-_WEB_PAGE: Final = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>"
+WEB_PAGE: Final = b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class PageQuery:
 
 
 class Exchange:
-    """A stand-in for OKX's public REST interface.
+    """A stand-in for OKX: its public REST interface, and the candles that are pushed.
 
     Parameters
     ----------
@@ -95,14 +97,23 @@ class Exchange:
     history_has_forming
         Whether history-candles also serves the candle that is still forming: not known of OKX.
     confirm_delay_ms
-        How long after its close a candle is still served unconfirmed; OKX was seen to take up to 2 s.
+        How long after its close a candle is still served unconfirmed; OKX was seen to take up to 2 s. Pushes do not
+        wait for it.
+    seed
+        Of every choice that a fault makes by chance.
     monotonic
         The wall's clock, on which the limits run.
 
     Attributes
     ----------
+    market, clock, monotonic
+        As given.
+    limited
+        Whether limits are kept.
     faults
         How it shall misbehave next.
+    corrections
+        What it has changed of candles confirmed long before.
     tallies
         Requests by endpoint name.
     requests
@@ -117,23 +128,25 @@ class Exchange:
         limits: bool = True,
         history_has_forming: bool = False,
         confirm_delay_ms: int = 0,
+        seed: int = 7,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.market = market
         self.clock = clock
-        self.faults = Faults()
+        self.monotonic = monotonic
+        self.limited = limits
+        self.faults = Faults(seed, monotonic=monotonic)
+        self.corrections = Corrections()
         self.tallies = {endpoint.name: Tally() for endpoint in protocol.ENDPOINTS}
         self.requests: deque[CandleRequest] = deque(maxlen=_REQUESTS_KEPT)
-        self._limits = limits
         self._history_has_forming = history_has_forming
         self._confirm_delay_ms = confirm_delay_ms
-        self._monotonic = monotonic
         self._windows: dict[tuple[str, str], SlidingWindow] = {}
 
     def answer(self, endpoint: Endpoint, query: Mapping[str, str]) -> Answer:
         """The answer to a request; it counts against the limit and may be struck by a fault."""
         tally = self.tallies[endpoint.name]
-        if self._limits and not self._window(endpoint, query).admit():
+        if self.limited and not self._window(endpoint, query).admit():
             tally.refused += 1
             return _failure(protocol.TOO_MANY_REQUESTS)
         tally.served += 1
@@ -177,14 +190,51 @@ class Exchange:
             oldest_ms = self.market.oldest_of_newest(symbol, bar, end_ms=unconfirmed_ms, count=kept)
             before_ms = max(before_ms, oldest_ms - 1)
         rows = [[*row, protocol.UNCONFIRMED] for row in fresh if before_ms < int(row[0]) < after_ms][: query.limit]
-        closed = self.market.closed(
+        return rows + self.confirmed(
             symbol,
             bar,
             after_ms=min(after_ms, unconfirmed_ms),
             before_ms=before_ms,
             limit=query.limit - len(rows),
         )
-        return rows + [[*row, protocol.CONFIRMED] for row in closed]
+
+    def confirmed(self, symbol: str, bar: Bar, *, after_ms: int, before_ms: int, limit: int | None = None) -> list[Row]:
+        """The newest `limit` whole candles that open in (before_ms, after_ms) as rows of 9 texts, newest first."""
+        most = (after_ms - before_ms) // bar.length_ms + 1
+        closed = self.market.closed(
+            symbol, bar, after_ms=after_ms, before_ms=before_ms, limit=most if limit is None else limit
+        )
+        return [[*row, protocol.CONFIRMED] for row in self.corrections.applied(symbol, bar, closed)]
+
+    def truth(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> list[Row]:
+        """What a perfect client would hold now: every confirmed row that opens in [start_ms, end_ms), oldest first.
+
+        Raises
+        ------
+        UsageError
+            If there are no candles of `symbol`.
+        """
+        now_ms = self.clock.now_ms()
+        if not self.market.knows(symbol, now_ms):
+            raise UsageError(f"there are no candles of {symbol!r}")
+        bar = BARS[timeframe.bar]
+        unconfirmed_ms = bar.open_at(now_ms - self._confirm_delay_ms)
+        rows = self.confirmed(symbol, bar, after_ms=min(end_ms, unconfirmed_ms), before_ms=max(start_ms, 0) - 1)
+        return rows[::-1]
+
+    def correct(self, correction: Correction) -> None:
+        """Serve a confirmed candle with other values from now on.
+
+        Raises
+        ------
+        UsageError
+            If there is no such candle, or it is not confirmed yet.
+        """
+        timeframe = parse_timeframe(correction.timeframe)
+        at_ms = correction.timestamp_ms
+        if not self.truth(correction.symbol, timeframe, at_ms, at_ms + 1):
+            raise UsageError(f"{correction.symbol} has no confirmed {timeframe} candle that opens at {at_ms}")
+        self.corrections.add(correction)
 
     def _unconfirmed(self, symbol: str, bar: Bar, from_ms: int, now_ms: int) -> list[Row]:
         rows = []
@@ -200,7 +250,7 @@ class Exchange:
         kind = query.get(protocol.INSTRUMENT_TYPE, "") if endpoint == protocol.INSTRUMENTS else ""
         key = (endpoint.name, kind if kind in protocol.INSTRUMENT_TYPES else "")
         if key not in self._windows:
-            self._windows[key] = SlidingWindow(endpoint.requests, endpoint.period_s, monotonic=self._monotonic)
+            self._windows[key] = SlidingWindow(endpoint.requests, endpoint.period_s, monotonic=self.monotonic)
         return self._windows[key]
 
     def _serve(self, endpoint: Endpoint, query: Mapping[str, str], fault: Fault | None) -> Answer:
@@ -307,7 +357,7 @@ def _instead(fault: Fault) -> Answer | None:
         case "too_many":
             return _failure(protocol.TOO_MANY_REQUESTS)
         case "html":
-            return Answer(200, _WEB_PAGE, media_type="text/html")
+            return Answer(200, WEB_PAGE, media_type="text/html")
         case "reset":
             return Answer(200, b"", reset=True)
         case _:
@@ -333,5 +383,5 @@ def _damaged(answer: Answer, fault: Fault) -> Answer:
     if fault.kind == "truncated":
         return Answer(answer.status, answer.body[: len(answer.body) // 2], answer.media_type)
     if fault.kind == "slow":
-        return Answer(answer.status, answer.body, answer.media_type, delay_s=fault.seconds)
+        return Answer(answer.status, answer.body, answer.media_type, delay_s=fault.duration_s)
     return answer

@@ -1,12 +1,20 @@
-"""The stand-in on a loopback port: OKX's REST paths, and beside them a few of its own to watch and upset it.
+"""The stand-in on a loopback port: OKX's REST and WebSocket paths, and a few of its own to watch and upset it.
 
 ===========================  =====================================================================================
 GET /api/v5/...              the paths of `protocol.ENDPOINTS`, as OKX answers them
-GET /replay/status           {"source", "now_ms", "speed", "endpoints": {name: {"served", "refused", "faulted"}}}
+/ws/v5/business              WebSocket: candles as OKX pushes them (see `channels`); /ws/v5/... has none
+GET /replay/status           {"source", "now_ms", "speed", "endpoints": {name: {"served", "refused", "faulted"}},
+                             "websocket": {"connections", "connected", "refused", "subscriptions", "pushed",
+                             "confirmed", "closes": {code: n}}}
 GET /replay/requests         the candle requests answered with a page: [{"endpoint", "symbol", "bar", "after",
                              "before", "limit", "rows", "now_ms"}], oldest first; DELETE forgets them
 GET /replay/faults           the faults still to come; POST adds one or a list (see `faults`), DELETE drops all
-POST /replay/clock           {"now_ms", "speed"}, either or both: puts the exchange's clock; answers with both
+POST /replay/clock           {"now_ms", "speed"}, either or both: puts the exchange's clock, and pushes what then is to
+                             be pushed; answers with both
+GET /replay/truth            ?symbol=&timeframe=&start_ms=&end_ms=: what a perfect client would hold now, the confirmed
+                             candles that open in [start_ms, end_ms): [[timestamp_ms, open_price, high_price,
+                             low_price, close_price, volume, volume_currency, volume_quote]], oldest first
+POST /replay/corrections     changes a confirmed candle from now on, silently (see `corrections`)
 ===========================  =====================================================================================
 
 What is wrong with a request to /replay is said in {"error"} with status 400. Answers are JSON, never compressed.
@@ -14,10 +22,9 @@ What is wrong with a request to /replay is said in {"error"} with status 400. An
 
 import asyncio
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import FrameType
 from typing import Any, Final
 
@@ -26,20 +33,23 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from okx_pipeline.errors import PipelineError, UsageError
-from okx_pipeline.exchange.protocol import ENDPOINTS, Endpoint
+from okx_pipeline.exchange.protocol import BUSINESS_PATH, ENDPOINTS, MOST_REQUEST_BYTES, Endpoint
+from okx_pipeline.replay.channels import Channels
 from okx_pipeline.replay.clock import ExchangeClock
+from okx_pipeline.replay.corrections import decode_correction
 from okx_pipeline.replay.exchange import Exchange
 from okx_pipeline.replay.faults import decode_faults
+from okx_pipeline.replay.sockets import TRANSPORT, HttpConnection, Socket, reset
 from okx_pipeline.replay.sources import open_market
+from okx_pipeline.timeframes import parse_timeframe
 
 HOST: Final = "127.0.0.1"
 _START_TIMEOUT_S: Final = 30
-_TRANSPORT: Final = "replay.transport"
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_OTHER_PATHS: Final = f"{BUSINESS_PATH.rpartition('/')[0]}/{{name}}"
 
 
 def serve(
@@ -51,6 +61,8 @@ def serve(
     symbols: int,
     seed: int,
     latency_s: float = 0.0,
+    push_interval_s: float = 1.0,
+    faults: Sequence[str] = (),
     on_ready: Callable[[str], None],
 ) -> None:
     """Serve a source until SIGINT or SIGTERM; `on_ready` is called with the base URL once it answers.
@@ -64,21 +76,29 @@ def serve(
     now_ms, speed
         Where the exchange's clock starts (None: where the market says), and how fast it runs.
     symbols, seed
-        Of a synthetic market.
+        Of a synthetic market; the seed also of what faults do by chance.
     latency_s
-        How long every answer is held back.
+        How long every answer over HTTP is held back.
+    push_interval_s
+        How often candles are pushed.
+    faults
+        Faults to begin with, each as JSON (see `faults`).
 
     Raises
     ------
     UsageError
-        If there is no such source or moment, or the port is taken.
+        If there is no such source, moment or fault, or the port is taken.
     """
     market = open_market(source, seed=seed, symbols=symbols)
     wall_ms = int(time.time() * 1000)
     clock = ExchangeClock(market.start_ms(wall_ms) if now_ms is None else now_ms, speed)
+    exchange = Exchange(market, clock, seed=seed)
+    for text in faults:
+        exchange.faults.add(decode_faults(text))
+    channels = Channels(exchange, push_interval_s=push_interval_s)
     listener = _listen(port)
-    server = _Server(create_app(Exchange(market, clock), latency_s=latency_s), lambda: on_ready(_url(listener)))
-    server.run(sockets=[listener])
+    app = create_app(exchange, channels, latency_s=latency_s)
+    _Server(app, channels.run, lambda: on_ready(_url(listener))).run(sockets=[listener])
 
 
 class ReplayServer:
@@ -88,28 +108,38 @@ class ReplayServer:
     ----------
     exchange
         What answers. It may be looked at and changed while it serves.
+    channels
+        Its WebSocket side, if other than by default.
     port
         Port on 127.0.0.1; 0 for any free one.
     latency_s
-        How long every answer is held back.
+        How long every answer over HTTP is held back.
 
     Attributes
     ----------
     url
         Base URL, without a slash at its end; known on entry.
+    websocket_url
+        URL of the WebSocket that has the candles; known on entry.
     """
 
-    def __init__(self, exchange: Exchange, *, port: int = 0, latency_s: float = 0.0) -> None:
+    def __init__(
+        self, exchange: Exchange, *, channels: Channels | None = None, port: int = 0, latency_s: float = 0.0
+    ) -> None:
         self.exchange = exchange
+        self.channels = Channels(exchange) if channels is None else channels
         self.url = ""
+        self.websocket_url = ""
         self._port = port
         self._ready = threading.Event()
-        self._server = _Server(create_app(exchange, latency_s=latency_s), self._ready.set)
+        app = create_app(exchange, self.channels, latency_s=latency_s)
+        self._server = _Server(app, self.channels.run, self._ready.set)
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "ReplayServer":
         listener = _listen(self._port)
         self.url = _url(listener)
+        self.websocket_url = f"{self.url.replace('http', 'ws', 1)}{BUSINESS_PATH}"
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="replay", daemon=True)
         self._thread.start()
         if not self._ready.wait(_START_TIMEOUT_S):
@@ -122,9 +152,9 @@ class ReplayServer:
             self._thread.join()
 
 
-def create_app(exchange: Exchange, *, latency_s: float = 0.0) -> Starlette:
-    """The application: every path of the module's table."""
-    control = _Control(exchange)
+def create_app(exchange: Exchange, channels: Channels, *, latency_s: float = 0.0) -> Starlette:
+    """The application: every path of the module's table. It pushes only while `channels.run` runs."""
+    control = _Control(exchange, channels)
     routes: list[BaseRoute] = [Route(endpoint.path, _okx(exchange, endpoint, latency_s)) for endpoint in ENDPOINTS]
     routes += [
         Route("/replay/status", control.status),
@@ -134,6 +164,10 @@ def create_app(exchange: Exchange, *, latency_s: float = 0.0) -> Starlette:
         Route("/replay/faults", control.add_faults, methods=["POST"]),
         Route("/replay/faults", control.drop_faults, methods=["DELETE"]),
         Route("/replay/clock", control.put_clock, methods=["POST"]),
+        Route("/replay/truth", control.truth),
+        Route("/replay/corrections", control.correct, methods=["POST"]),
+        WebSocketRoute(BUSINESS_PATH, _channels(channels, candles=True)),
+        WebSocketRoute(_OTHER_PATHS, _channels(channels, candles=False)),
     ]
     return Starlette(routes=routes)
 
@@ -151,12 +185,16 @@ def _okx(exchange: Exchange, endpoint: Endpoint, latency_s: float) -> Callable[[
 
 
 async def _reset(request: Request) -> None:
-    """Drop the connection the hard way: the peer reads a reset, not an end."""
-    transport: asyncio.Transport = request.scope[_TRANSPORT]
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    transport.abort()
+    reset(request.scope[TRANSPORT])
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _channels(channels: Channels, *, candles: bool) -> Callable[[WebSocket], Awaitable[None]]:
+    async def handle(websocket: WebSocket) -> None:
+        await channels.serve(websocket, candles=candles)
+
+    return handle
 
 
 class _ClockChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -164,11 +202,19 @@ class _ClockChange(msgspec.Struct, forbid_unknown_fields=True):
     speed: float | None = None
 
 
+class _TruthQuery(msgspec.Struct, forbid_unknown_fields=True):
+    symbol: str
+    timeframe: str
+    start_ms: int
+    end_ms: int
+
+
 class _Control:
     """The paths under /replay."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, channels: Channels) -> None:
         self._exchange = exchange
+        self._channels = channels
 
     async def status(self, request: Request) -> Response:
         exchange = self._exchange
@@ -178,6 +224,7 @@ class _Control:
                 "now_ms": exchange.clock.now_ms(),
                 "speed": exchange.clock.speed,
                 "endpoints": exchange.tallies,
+                "websocket": self._channels.figures,
             }
         )
 
@@ -196,6 +243,7 @@ class _Control:
             self._exchange.faults.add(decode_faults(await request.body()))
         except UsageError as problem:
             return _wrong(problem)
+        self._channels.strike()
         return _json(self._exchange.faults.pending)
 
     async def drop_faults(self, request: Request) -> Response:
@@ -209,7 +257,24 @@ class _Control:
             clock.set(change.now_ms, change.speed)
         except (UsageError, msgspec.DecodeError) as problem:
             return _wrong(problem)
+        await self._channels.push()
         return _json({"now_ms": clock.now_ms(), "speed": clock.speed})
+
+    async def truth(self, request: Request) -> Response:
+        try:
+            asked = msgspec.convert(dict(request.query_params), _TruthQuery, strict=False)
+            rows = self._exchange.truth(asked.symbol, parse_timeframe(asked.timeframe), asked.start_ms, asked.end_ms)
+        except (UsageError, msgspec.ValidationError) as problem:
+            return _wrong(problem)
+        return _json([[int(row[0]), *row[1:-1]] for row in rows])
+
+    async def correct(self, request: Request) -> Response:
+        try:
+            correction = decode_correction(await request.body())
+            self._exchange.correct(correction)
+        except UsageError as problem:
+            return _wrong(problem)
+        return _json(correction)
 
 
 def _json(data: object, status: int = 200) -> Response:
@@ -220,34 +285,38 @@ def _wrong(problem: Exception) -> Response:
     return _json({"error": str(problem)}, 400)
 
 
-class _Connection(HttpToolsProtocol):
-    """An HTTP connection whose requests can get at its transport, which ASGI does not hand out."""
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope[_TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]
-
-
 class _Server(uvicorn.Server):
-    """Says when it answers, and ends by returning when a signal asks for it."""
+    """Says when it answers, pushes while it serves, and ends by returning when a signal asks for it."""
 
-    def __init__(self, app: Starlette, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, app: Starlette, push: Callable[[], Coroutine[Any, Any, None]], on_ready: Callable[[], None]
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_Connection,
-                ws="none",
+                http=HttpConnection,
+                ws=Socket,
+                ws_max_size=MOST_REQUEST_BYTES,
+                ws_ping_interval=None,  # OKX does not send pings.
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=1,
             )
         )
+        self._push = push
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_ready()
+
+    async def main_loop(self) -> None:
+        # In a group: if pushing fails, so does the server, and loudly.
+        async with asyncio.TaskGroup() as tasks:
+            pushing = tasks.create_task(self._push())
+            await super().main_loop()
+            pushing.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Its own would raise the signal again after an orderly end, and the command would die of it.

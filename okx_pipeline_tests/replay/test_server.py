@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
 
 from okx_pipeline.errors import UsageError
-from okx_pipeline.exchange.protocol import CANDLES, HISTORY_CANDLES, TIME
+from okx_pipeline.exchange.protocol import BUSINESS_PATH, CANDLES, HISTORY_CANDLES, TIME
 from okx_pipeline.replay.clock import ExchangeClock
 from okx_pipeline.replay.exchange import Exchange
 from okx_pipeline.replay.server import ReplayServer
@@ -219,21 +222,26 @@ from okx_pipeline.errors import PipelineError
 from okx_pipeline.replay.server import serve
 try:
     serve(sys.argv[1], port=int(sys.argv[2]), now_ms=int(sys.argv[3]), speed=0, symbols=3, seed=1,
-          on_ready=lambda url: print(url, flush=True))
+          push_interval_s=0.01, faults=sys.argv[4:], on_ready=lambda url: print(url, flush=True))
 except PipelineError as problem:
     sys.exit(str(problem))
 print("ended in order")
 """
 
 
-def start(*arguments: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def start(*arguments: Any) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
         [sys.executable, "-c", SERVE, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -249,12 +257,34 @@ def test_serving_ends_in_order_when_a_signal_asks_for_it(number: signal.Signals)
     assert (process.returncode, out, err) == (0, "ended in order\n", "")
 
 
+def test_serving_pushes_misbehaves_as_told_and_ends_in_order_with_clients_connected():
+    fault = '{"kind": "no_channel", "requests": 1}'
+    request = '{"op": "subscribe", "args": [{"channel": "candle1m", "instId": "BTC-USDT-SWAP"}]}'
+    with start("synthetic", 0, NOW_MS, fault) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip().replace("http", "ws") + BUSINESS_PATH
+        with connect(url, proxy=None) as connection:
+            for expected in ('"60018"', '"event":"subscribe"', '"data":[['):
+                if "data" not in expected:
+                    connection.send(request)
+                assert expected in str(connection.recv(timeout=20))
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=20)
+            with pytest.raises(ConnectionClosedError, match="1012"):
+                connection.recv(timeout=20)
+    assert (process.returncode, out, err) == (0, "ended in order\n", "")
+
+
 @pytest.mark.parametrize(
-    ("source", "now_ms", "message"),
-    [("/no/such/folder", NOW_MS, "no folder /no/such/folder"), ("synthetic", 10**15, "in the future")],
+    ("source", "now_ms", "faults", "message"),
+    [
+        ("/no/such/folder", NOW_MS, [], "no folder /no/such/folder"),
+        ("synthetic", 10**15, [], "in the future"),
+        ("synthetic", NOW_MS, ['{"kind": "flood"}'], "not a fault"),
+    ],
 )
-def test_what_cannot_be_served_is_said_in_one_line(source: str, now_ms: int, message: str):
-    with start(source, 0, now_ms) as process:
+def test_what_cannot_be_served_is_said_in_one_line(source: str, now_ms: int, faults: list[str], message: str):
+    with start(source, 0, now_ms, *faults) as process:
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, len(err.splitlines())) == (1, "", 1)
     assert message in err
