@@ -204,20 +204,28 @@ COMMENT ON COLUMN trading.candlesticks_quarantine.original IS 'The row as JSON, 
 -- One mark per (series, UTC day), left by the transaction that lands: `revision` grows with every landing that changed
 -- something; each reader of the marks writes down the revision it has dealt with. Behind means work is waiting.
 CREATE TABLE trading.landing_marks (
-    symbol    text        NOT NULL,
-    timeframe text        NOT NULL,
-    day       date        NOT NULL,
-    revision  bigint      NOT NULL DEFAULT 1,
-    projected bigint      NOT NULL DEFAULT 0,
-    counted   bigint      NOT NULL DEFAULT 0,
-    landed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    symbol            text        NOT NULL,
+    timeframe         text        NOT NULL,
+    day               date        NOT NULL,
+    revision          bigint      NOT NULL DEFAULT 1,
+    projected         bigint      NOT NULL DEFAULT 0,
+    counted           bigint      NOT NULL DEFAULT 0,
+    landed_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    corrected_at      timestamptz,
+    streamed_at       timestamptz,
+    first_streamed_at timestamptz,
     PRIMARY KEY (symbol, timeframe, day)
 ) WITH (fillfactor = 70);
 
 CREATE INDEX landing_marks_to_project ON trading.landing_marks (symbol, timeframe, day) WHERE projected < revision;
 CREATE INDEX landing_marks_to_count ON trading.landing_marks (symbol, timeframe, day) WHERE counted < revision;
 
+CREATE INDEX landing_marks_corrected_at ON trading.landing_marks (corrected_at) WHERE corrected_at IS NOT NULL;
+CREATE INDEX landing_marks_streamed_at ON trading.landing_marks (streamed_at) WHERE streamed_at IS NOT NULL;
+
 COMMENT ON TABLE trading.landing_marks IS 'Mark of the last landing in a series-day; drives Parquet and the coverage ledger';
+COMMENT ON COLUMN trading.landing_marks.corrected_at IS 'When a stored value was last changed';
+COMMENT ON COLUMN trading.landing_marks.streamed_at IS 'When something of the WebSocket last landed';
 COMMENT ON COLUMN trading.landing_marks.projected IS 'Revision that the Parquet file of the month holds';
 COMMENT ON COLUMN trading.landing_marks.counted IS 'Revision that the coverage ledger has counted';
 

@@ -19,13 +19,11 @@ CREATE TABLE trading.stream_status (
     heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     exchange_ms  bigint,
     counters     jsonb       NOT NULL DEFAULT '{}',
-    refused      jsonb       NOT NULL DEFAULT '{}'
+    refused      jsonb       NOT NULL DEFAULT '{}',
+    maintenance  jsonb       NOT NULL DEFAULT '[]'
 ) WITH (fillfactor = 50);
 
 COMMENT ON TABLE trading.stream_status IS 'A sidecar (host and process), its heartbeat, counters and refused series';
 COMMENT ON COLUMN trading.stream_status.exchange_ms IS 'The exchange''s time at the heartbeat';
 
--- When a day of a series was first landed in: a new partition is reported at once, later landings now and then.
-ALTER TABLE trading.landing_marks ADD COLUMN first_landed_at timestamptz NOT NULL DEFAULT clock_timestamp();
-CREATE INDEX landing_marks_landed_at ON trading.landing_marks (landed_at);
-CREATE INDEX landing_marks_first_landed_at ON trading.landing_marks (first_landed_at);
+COMMENT ON COLUMN trading.stream_status.maintenance IS 'Maintenance that OKX has announced or is at';

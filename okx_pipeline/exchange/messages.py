@@ -46,6 +46,11 @@ class Maintenance(msgspec.Struct, frozen=True, kw_only=True):
     end: str = ""
     service_type: str = msgspec.field(name="serviceType", default="")
 
+    @property
+    def stops_candles(self) -> bool:
+        """Whether candles may stop while it lasts: 0 is the WebSocket, 5 trading, 99 what OKX calls others."""
+        return self.service_type in {"0", "5", "99"} and self.state not in {"completed", "canceled"}
+
 
 class ServerTime(msgspec.Struct, frozen=True):
     """OKX's clock: Unix milliseconds as text."""

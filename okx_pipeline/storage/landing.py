@@ -45,6 +45,15 @@ _COPY_STRAIGHT: Final = sql.SQL(
     "COPY trading.candlesticks (symbol, timeframe, timestamp_ms, {}, source) FROM STDIN"
 ).format(_VALUES)
 
+_REMARK: Final[LiteralString] = """
+    ON CONFLICT (symbol, timeframe, day) DO UPDATE SET
+        revision = mark.revision + 1,
+        landed_at = excluded.landed_at,
+        corrected_at = coalesce(excluded.corrected_at, mark.corrected_at),
+        streamed_at = coalesce(excluded.streamed_at, mark.streamed_at),
+        first_streamed_at = coalesce(mark.first_streamed_at, excluded.first_streamed_at)
+"""
+
 # The look at what is stored goes by the key, row by row: a join could choose to read whole months for a small batch.
 # Rows that are there already are left out before the insert, which would lock, and so write to, the row it meets.
 _LAND: Final = sql.SQL(
@@ -75,14 +84,18 @@ WITH landed AS (
     FROM landed
     GROUP BY 1, 2, 3
 ), marked AS (
-    INSERT INTO trading.landing_marks AS mark (symbol, timeframe, day)
-    SELECT symbol, timeframe, day FROM days ORDER BY symbol, timeframe, day
-    ON CONFLICT (symbol, timeframe, day) DO UPDATE
-        SET revision = mark.revision + 1, landed_at = clock_timestamp()
+    INSERT INTO trading.landing_marks AS mark (
+        symbol, timeframe, day, corrected_at, streamed_at, first_streamed_at)
+    SELECT symbol, timeframe, day, CASE WHEN corrected > 0 THEN clock_timestamp() END,
+           CASE WHEN %(source)s = 'websocket' THEN clock_timestamp() END,
+           CASE WHEN %(source)s = 'websocket' THEN clock_timestamp() END
+    FROM days ORDER BY symbol, timeframe, day
+    {remark}
 )
 SELECT symbol, timeframe, day, inserted, corrected FROM days
 """
 ).format(
+    remark=sql.SQL(_REMARK),
     values=_VALUES,
     staged_values=_STAGED_VALUES,
     stored_values=_STORED_VALUES,
@@ -113,12 +126,16 @@ SELECT EXISTS (
 )
 """
 
-_MARK: Final[LiteralString] = """
-INSERT INTO trading.landing_marks AS mark (symbol, timeframe, day)
-SELECT symbol, timeframe, day FROM unnest(%s::text[], %s::text[], %s::date[]) AS landed (symbol, timeframe, day)
+_MARK: Final = sql.SQL(
+    """
+INSERT INTO trading.landing_marks AS mark (symbol, timeframe, day, streamed_at, first_streamed_at)
+SELECT symbol, timeframe, day, CASE WHEN %(source)s = 'websocket' THEN clock_timestamp() END,
+       CASE WHEN %(source)s = 'websocket' THEN clock_timestamp() END
+FROM unnest(%(symbols)s::text[], %(timeframes)s::text[], %(days)s::date[]) AS landed (symbol, timeframe, day)
 ORDER BY symbol, timeframe, day
-ON CONFLICT (symbol, timeframe, day) DO UPDATE SET revision = mark.revision + 1, landed_at = clock_timestamp()
+{remark}
 """
+).format(remark=sql.SQL(_REMARK))
 
 _QUARANTINE: Final[LiteralString] = """
 INSERT INTO trading.candlesticks_quarantine (symbol, timeframe, timestamp_ms, reason, original, source)
@@ -283,7 +300,7 @@ def _quarantine(connection: Connection, refused: Sequence[Refused], source: Sour
             quarantined += 1
             if row.timestamp_ms is not None and 0 <= row.timestamp_ms < _YEAR_10000_MS:
                 days.add(SeriesDay(row.symbol, row.timeframe, day_of(row.timestamp_ms)))
-    _mark(connection, days)
+    _mark(connection, days, source)
     return quarantined
 
 
@@ -323,14 +340,15 @@ def _copy_straight(connection: Connection, rows: list[Candle], source: Source) -
         for start in range(0, len(rows), _COPY_CHUNK):
             copy.write("".join([_fields(row) + suffix for row in rows[start : start + _COPY_CHUNK]]))
     days = Counter(SeriesDay(row.symbol, row.timeframe, day_of(row.timestamp_ms)) for row in rows)
-    _mark(connection, days)
+    _mark(connection, days, source)
     return Landed({day: Change(inserted, 0) for day, inserted in days.items()})
 
 
-def _mark(connection: Connection, days: Collection[SeriesDay]) -> None:
+def _mark(connection: Connection, days: Collection[SeriesDay], source: Source) -> None:
     if days:
         symbols, timeframes, dates = ([day[part] for day in days] for part in range(3))
-        connection.execute(_MARK, (symbols, timeframes, dates))
+        parameters = {"symbols": symbols, "timeframes": timeframes, "days": dates, "source": source}
+        connection.execute(_MARK, parameters)
 
 
 def _fields(row: Candle) -> str:

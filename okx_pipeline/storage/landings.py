@@ -16,18 +16,24 @@ _NOW: Final[LiteralString] = "SELECT clock_timestamp()"
 # the moment before it. A margin covers transactions that were still open then; a repeated report says the same.
 _DUE: Final[LiteralString] = """
 WITH marked AS (
-    SELECT symbol, day, max(landed_at) AS landed_at, min(first_landed_at) AS first_landed_at
+    SELECT symbol, day, max(streamed_at) AS streamed_at, min(first_streamed_at) AS first_streamed_at
     FROM trading.landing_marks
-    WHERE landed_at > %(since)s - %(every_s)s * interval '1 second' - interval '1 minute'
+    WHERE streamed_at > %(since)s - %(every_s)s * interval '1 second' - interval '1 minute'
     GROUP BY symbol, day
 ), timed AS (
     SELECT *, %(now)s - ((extract(epoch FROM %(now)s)::numeric
         - (hashtext(symbol || day::text) & 65535)) %% %(every_s)s) * interval '1 second' AS moment
     FROM marked
 )
-SELECT symbol, day, landed_at FROM timed
-WHERE first_landed_at > %(since)s - interval '1 minute' AND first_landed_at <= %(now)s
-   OR (moment > %(since)s AND landed_at > moment - %(every_s)s * interval '1 second' - interval '1 minute')
+SELECT symbol, day FROM timed
+WHERE first_streamed_at > %(since)s - interval '1 minute' AND first_streamed_at <= %(now)s
+   OR (moment > %(since)s AND streamed_at > moment - %(every_s)s * interval '1 second' - interval '1 minute')
+ORDER BY day, symbol
+"""
+
+_CORRECTED: Final[LiteralString] = """
+SELECT DISTINCT symbol, day FROM trading.landing_marks
+WHERE corrected_at > %s - interval '1 minute' AND corrected_at <= %s
 ORDER BY day, symbol
 """
 
@@ -52,15 +58,6 @@ GROUP BY 1
 
 
 @dataclass(frozen=True, slots=True)
-class LandedDay:
-    """A symbol's day in which something landed, last at `landed_at`."""
-
-    symbol: str
-    day: date
-    landed_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class Totals:
     """What is held of a series on a day: rows, and open time of the first and last."""
 
@@ -76,13 +73,18 @@ def database_now(connection: Connection) -> datetime:
     return found[0]  # type: ignore[no-any-return]
 
 
-def landed_days(connection: Connection, since: datetime, now: datetime, every_s: int) -> list[LandedDay]:
-    """The days whose landings are due to be reported between `since` and `now`.
+def streamed_days(connection: Connection, since: datetime, now: datetime, every_s: int) -> list[tuple[str, date]]:
+    """The (symbol, day) whose streamed landings are due to be reported between `since` and `now`.
 
     A day is due soon after its first landing, and then once every `every_s` seconds while landings go on.
     """
     found = connection.execute(_DUE, {"since": since, "now": now, "every_s": every_s})
-    return [LandedDay(*row) for row in found]
+    return [(symbol, day) for symbol, day in found]
+
+
+def corrected_days(connection: Connection, since: datetime, now: datetime) -> list[tuple[str, date]]:
+    """The (symbol, day) in which a stored value was changed between `since` and `now`."""
+    return [(symbol, day) for symbol, day in connection.execute(_CORRECTED, (since, now))]
 
 
 def totals_of_days(

@@ -1,8 +1,8 @@
 """The sidecar in PostgreSQL: its lock, heartbeat and counters, how far each series has come, and who asks for it."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, LiteralString, Self
 
@@ -27,10 +27,11 @@ WHERE known.through_ms < excluded.through_ms
 """
 
 _BEAT: Final[LiteralString] = """
-INSERT INTO trading.stream_status AS known (sidecar, state, exchange_ms, counters, refused)
-VALUES (%s, %s, %s, %s, %s)
+INSERT INTO trading.stream_status AS known (sidecar, state, exchange_ms, counters, refused, maintenance)
+VALUES (%s, %s, %s, %s, %s, %s)
 ON CONFLICT (sidecar) DO UPDATE SET state = excluded.state, heartbeat_at = clock_timestamp(),
-    exchange_ms = excluded.exchange_ms, counters = excluded.counters, refused = excluded.refused
+    exchange_ms = excluded.exchange_ms, counters = excluded.counters, refused = excluded.refused,
+    maintenance = excluded.maintenance
 """
 
 _FORGET: Final[LiteralString] = """
@@ -39,7 +40,7 @@ DELETE FROM trading.stream_status WHERE heartbeat_at < clock_timestamp() - inter
 
 _LATEST: Final[LiteralString] = """
 SELECT sidecar, state, started_at, heartbeat_at,
-       extract(epoch FROM clock_timestamp() - heartbeat_at)::float8, exchange_ms, counters, refused
+       extract(epoch FROM clock_timestamp() - heartbeat_at)::float8, exchange_ms, counters, refused, maintenance
 FROM trading.stream_status WHERE state <> 'standby'
 ORDER BY heartbeat_at DESC LIMIT 1
 """
@@ -67,6 +68,8 @@ class SidecarStatus:
         The exchange's time at that heartbeat.
     counters, refused
         What it counted since it started, and the series OKX refuses, with why.
+    maintenance
+        Windows OKX has announced: {"title", "state", "begin_ms", "end_ms", "stops_candles"}.
     """
 
     sidecar: str
@@ -77,6 +80,7 @@ class SidecarStatus:
     exchange_ms: int | None
     counters: dict[str, Any]
     refused: dict[str, str]
+    maintenance: list[dict[str, Any]]
 
 
 class SidecarLock:
@@ -134,18 +138,24 @@ def save_offsets(connection: Connection, offsets: Mapping[tuple[str, str], int])
         connection.execute(_SAVE, (symbols, timeframes, list(offsets.values())))
 
 
-def beat(
-    connection: Connection,
-    sidecar: str,
-    state: str,
-    exchange_ms: int | None,
-    counters: Mapping[str, Any],
-    refused: Mapping[str, str],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a sidecar says of itself; see `SidecarStatus`."""
+
+    sidecar: str
+    state: str
+    exchange_ms: int | None = None
+    counters: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    maintenance: Sequence[Mapping[str, Any]] = ()
+
+
+def beat(connection: Connection, heartbeat: Heartbeat) -> None:
     """Write a heartbeat."""
-    parameters = (sidecar, state, exchange_ms, json.dumps(dict(counters)), json.dumps(dict(refused)))
+    parts = (dict(heartbeat.counters), dict(heartbeat.refused), list(heartbeat.maintenance))
+    parameters = (heartbeat.sidecar, heartbeat.state, heartbeat.exchange_ms, *map(json.dumps, parts))
     connection.execute(_BEAT, parameters)
-    if state == "starting":
+    if heartbeat.state == "starting":
         connection.execute(_FORGET)
 
 

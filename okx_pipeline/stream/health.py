@@ -44,6 +44,17 @@ class StreamHealth:
     silent: list[SilentSeries]
 
     @property
+    def maintenance(self) -> str | None:
+        """Title of the maintenance that OKX is at and that may stop candles; None if there is none."""
+        if self.sidecar is None or self.now_ms is None:
+            return None
+        for window in self.sidecar.maintenance:
+            # OKX's end is an estimate; an hour more before silence is held against anybody.
+            if window["stops_candles"] and window["begin_ms"] <= self.now_ms < window["end_ms"] + 3_600_000:
+                return str(window["title"])
+        return None
+
+    @property
     def is_alive(self) -> bool:
         """Whether a sidecar streams."""
         return self.sidecar is not None and self.sidecar.state != "stopped" and self.sidecar.age_s < DEAD_AFTER_S

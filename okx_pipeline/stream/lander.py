@@ -84,7 +84,7 @@ class Lander:
     def offer(self, batch: Batch) -> bool:
         """Take a batch to be landed; False if there is no room, and then it is forgotten."""
         rows = len(batch.candles) + len(batch.refused)
-        if self._size + rows > self._capacity:
+        if self._size and self._size + rows > self._capacity:
             return False
         self._size += rows
         last = self._waiting[-1] if self._waiting else None

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from okx_pipeline.candles import Candle, Source
 from okx_pipeline.definitions import defs
+from okx_pipeline.defs.history.candles import candles as candles_of_history
 from okx_pipeline.defs.history.subscribed import subscribed_history
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.defs.stream.sensors import REPORTS_A_TICK, sidecar_landings
 from okx_pipeline.defs.stream.streamed_candles import KEY, every_series_moves
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.landing import land
-from okx_pipeline.storage.landings import database_now, landed_days
-from okx_pipeline.storage.stream_status import beat, sidecar_asked_for_s
+from okx_pipeline.storage.landings import database_now, streamed_days
+from okx_pipeline.storage.stream_status import Heartbeat, beat, sidecar_asked_for_s
 from okx_pipeline.storage.subscriptions import seed_subscriptions
 from okx_pipeline.timeframes import DAY_MS, MINUTE_MS, day_ms, parse_timeframe, parse_timeframes
 
@@ -78,12 +79,12 @@ def test_a_day_that_goes_on_landing_is_reported_once_in_every_quarter_of_an_hour
     connection.execute("TRUNCATE trading.landing_marks")
     now = database_now(connection)
     connection.execute(
-        "INSERT INTO trading.landing_marks (symbol, timeframe, day, landed_at, first_landed_at) "
+        "INSERT INTO trading.landing_marks (symbol, timeframe, day, streamed_at, first_streamed_at) "
         "VALUES (%s, '1m', %s, %s, %s)",
         (f"{name}-USDT", DAY, now + timedelta(hours=2), now - timedelta(hours=2)),
     )
     looks = [now + timedelta(seconds=second) for second in range(0, 3601, step_s)]
-    reports = sum(len(landed_days(connection, since, until, 900)) for since, until in pairwise(looks))
+    reports = sum(len(streamed_days(connection, since, until, 900)) for since, until in pairwise(looks))
     looked_s = (looks[-1] - looks[0]).total_seconds()
     assert looked_s // 900 <= reports <= looked_s // 900 + 1
 
@@ -101,12 +102,25 @@ def test_what_is_too_much_for_a_tick_waits_for_the_next(
     assert set(partitions(first)) | set(partitions(second)) == {f"{DAY}|{symbol}" for symbol in symbols}
 
 
+def test_history_that_lands_is_not_reported_as_streamed_and_a_corrected_day_is_reported_as_history(
+    tick: Tick, instance: dg.DagsterInstance, connection: Connection
+) -> None:
+    instance.add_dynamic_partitions("okx_symbols", [BTC])
+    seed_subscriptions(connection, [BTC], parse_timeframes("1m"), 0)
+    land(connection, [candle(BTC, day_ms(DAY))], source=Source.REST)
+    assert partitions(tick()) == []
+    wrong = candle(BTC, day_ms(DAY))._replace(volume="6")
+    land(connection, [wrong], source=Source.REST, requested_at=database_now(connection))
+    (event,) = tick().asset_events
+    assert (event.asset_key, event.partition) == (candles_of_history.key, f"{DAY}|{BTC}")
+
+
 def test_a_silent_sidecar_is_asked_for_and_a_living_one_is_left_alone(tick: Tick, connection: Connection) -> None:
     assert "asked for one" in str(tick().skip_reason)
     asked = sidecar_asked_for_s(connection)
     assert asked is not None
     connection.execute("DELETE FROM trading.store_facts WHERE name = 'sidecar_asked_for_at'")
-    beat(connection, "host:1", "streaming", NOW_MS, {}, {})
+    beat(connection, Heartbeat("host:1", "streaming", NOW_MS))
     assert "sidecar streaming" in str(tick().skip_reason)
     assert sidecar_asked_for_s(connection) is None
     connection.execute("UPDATE trading.stream_status SET heartbeat_at = clock_timestamp() - interval '1 minute'")
@@ -116,7 +130,7 @@ def test_a_silent_sidecar_is_asked_for_and_a_living_one_is_left_alone(tick: Tick
 
 def test_the_check_names_every_silent_symbol(pipeline: Pipeline, connection: Connection) -> None:
     seed_subscriptions(connection, [BTC, ETH], parse_timeframes("1m"), 0)
-    beat(connection, "host:1", "streaming", NOW_MS, {}, {f"{ETH} 1m": "no such channel"})
+    beat(connection, Heartbeat("host:1", "streaming", NOW_MS, {}, {f"{ETH} 1m": "no such channel"}))
     land(connection, [candle(BTC, NOW_MS - 2 * MINUTE_MS)], source=Source.WEBSOCKET)
     result = every_series_moves(pipeline)
     assert isinstance(result, dg.AssetCheckResult)
@@ -127,12 +141,23 @@ def test_the_check_names_every_silent_symbol(pipeline: Pipeline, connection: Con
     assert every_series_moves(pipeline).passed  # type: ignore[union-attr]
 
 
+def test_maintenance_of_the_exchange_holds_the_verdict_on_silence(pipeline: Pipeline, connection: Connection) -> None:
+    seed_subscriptions(connection, [BTC], parse_timeframes("1m"), 0)
+    window = {"title": "upgrade", "state": "ongoing", "begin_ms": NOW_MS - 1, "end_ms": NOW_MS + 60_000}
+    beat(connection, Heartbeat("host:1", "streaming", NOW_MS, maintenance=[{**window, "stops_candles": False}]))
+    assert not every_series_moves(pipeline).passed  # type: ignore[union-attr]
+    beat(connection, Heartbeat("host:1", "streaming", NOW_MS, maintenance=[{**window, "stops_candles": True}]))
+    result = every_series_moves(pipeline)
+    assert result.passed  # type: ignore[union-attr]
+    assert "OKX is at maintenance: upgrade" in str(result.description)  # type: ignore[union-attr]
+
+
 def test_lacking_history_is_requested_newest_first_until_nothing_is_lacking(
     instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection
 ) -> None:
     instance.add_dynamic_partitions("okx_symbols", [BTC])
     seed_subscriptions(connection, [BTC], [parse_timeframe("1d")], day_ms(DAY) - 150 * DAY_MS)
-    beat(connection, "host:1", "streaming", NOW_MS, {}, {})
+    beat(connection, Heartbeat("host:1", "streaming", NOW_MS))
 
     def requested() -> list[tuple[str, str]]:
         context = dg.build_sensor_context(

@@ -1,4 +1,4 @@
-"""The sensor that reports what the sidecar landed, and asks for the sidecar when it does not beat."""
+"""The sensor that reports what streamed and what was corrected, and asks for the sidecar when it does not beat."""
 
 import json
 from datetime import date, datetime, timedelta
@@ -6,15 +6,19 @@ from typing import Any, Final
 
 import dagster as dg
 
+from okx_pipeline.defs.history.candles import candles
 from okx_pipeline.defs.partitions import key_of, symbols
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.defs.stream.streamed_candles import KEY
 from okx_pipeline.storage.database import Connection
-from okx_pipeline.storage.landings import Totals, database_now, landed_days, totals_of_days
+from okx_pipeline.storage.landings import Totals, corrected_days, database_now, streamed_days, totals_of_days
 from okx_pipeline.storage.stream_status import ask_for_sidecar
 from okx_pipeline.storage.subscriptions import subscriptions
 from okx_pipeline.stream.health import StreamHealth, stream_health
 from okx_pipeline.timeframes import utc
+
+Report = tuple[dg.AssetKey, str, date]
+"""An asset, a symbol and a day to be reported."""
 
 REPORT_EVERY_S: Final = 900
 """A day of a symbol is reported at its first landing and then this often: each event is 2 kB for ever."""
@@ -34,38 +38,40 @@ def sidecar_landings(context: dg.SensorEvaluationContext, pipeline: Pipeline) ->
     with pipeline.database() as database, database.connect() as connection:
         now = database_now(connection)
         since, left = _read_cursor(context.cursor, now)
-        due = [(each.symbol, each.day) for each in landed_days(connection, since, now, REPORT_EVERY_S)]
         known = set(context.instance.get_dynamic_partitions(str(symbols.name)))
-        waiting = [key for key in dict.fromkeys([*left, *due]) if key[0] in known]
+        due = [(KEY, *each) for each in streamed_days(connection, since, now, REPORT_EVERY_S)]
+        # The asset of history ends with yesterday; today's corrections show in the streamed day.
+        due += [(candles.key, *each) for each in corrected_days(connection, since, now) if each[1] < now.date()]
+        waiting = [each for each in dict.fromkeys([*left, *due]) if each[1] in known]
         reported, waiting = waiting[:REPORTS_A_TICK], waiting[REPORTS_A_TICK:]
         events = _materializations(connection, reported)
         health = stream_health(connection)
         if not health.is_alive:
             ask_for_sidecar(connection)
-    cursor = {"since": now.isoformat(), "left": [(symbol, day.isoformat()) for symbol, day in waiting]}
+    cursor = {"since": now.isoformat(), "left": [(key.path[-1], symbol, f"{day}") for key, symbol, day in waiting]}
     return dg.SensorResult(
         asset_events=events, cursor=json.dumps(cursor), skip_reason=_summary(health, len(events), len(waiting))
     )
 
 
-def _read_cursor(cursor: str | None, now: datetime) -> tuple[datetime, list[tuple[str, date]]]:
+def _read_cursor(cursor: str | None, now: datetime) -> tuple[datetime, list[Report]]:
     if not cursor:
         return now - timedelta(seconds=REPORT_EVERY_S), []
     read = json.loads(cursor)
-    left = [(symbol, date.fromisoformat(day)) for symbol, day in read["left"]]
+    left = [(dg.AssetKey(["okx", name]), symbol, date.fromisoformat(day)) for name, symbol, day in read["left"]]
     return datetime.fromisoformat(read["since"]), left
 
 
-def _materializations(connection: Connection, days: list[tuple[str, date]]) -> list[dg.AssetMaterialization]:
+def _materializations(connection: Connection, reports: list[Report]) -> list[dg.AssetMaterialization]:
     timeframes: dict[str, list[str]] = {}
     for each in subscriptions(connection):
         timeframes.setdefault(each.symbol, []).append(each.timeframe.name)
-    wanted = [(symbol, day, name) for symbol, day in days for name in timeframes.get(symbol, [])]
+    wanted = {(symbol, day, name) for _, symbol, day in reports for name in timeframes.get(symbol, [])}
     totals = totals_of_days(connection, wanted)
-    return [_materialization(symbol, day, totals.get((symbol, day), {})) for symbol, day in days]
+    return [_materialization(key, symbol, day, totals.get((symbol, day), {})) for key, symbol, day in reports]
 
 
-def _materialization(symbol: str, day: date, totals: dict[str, Totals]) -> dg.AssetMaterialization:
+def _materialization(key: dg.AssetKey, symbol: str, day: date, totals: dict[str, Totals]) -> dg.AssetMaterialization:
     rows = sum(each.rows for each in totals.values())
     lasts = [each.last_ms for each in totals.values() if each.last_ms is not None]
     metadata: dict[str, Any] = {
@@ -75,7 +81,7 @@ def _materialization(symbol: str, day: date, totals: dict[str, Totals]) -> dg.As
     }
     if lasts:
         metadata["last_candle"] = dg.MetadataValue.timestamp(utc(max(lasts)))
-    return dg.AssetMaterialization(KEY, partition=key_of(day, symbol), metadata=metadata)
+    return dg.AssetMaterialization(key, partition=key_of(day, symbol), metadata=metadata)
 
 
 def _summary(health: StreamHealth, reported: int, waiting: int) -> str:
