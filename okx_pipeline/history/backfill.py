@@ -7,19 +7,19 @@ landed rows and its marks behind, so that the next one asks for what is missing 
 import asyncio
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from time import monotonic
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from okx_pipeline.candles import Source
 from okx_pipeline.errors import PipelineError
 from okx_pipeline.exchange import protocol
 from okx_pipeline.exchange.clock import ExchangeClock
 from okx_pipeline.exchange.errors import UnknownSymbolError
-from okx_pipeline.exchange.rest import RestClient
+from okx_pipeline.exchange.rest import TRIES, RestClient
 from okx_pipeline.exchange.windows import Window, WindowResult, fetch_windows
 from okx_pipeline.history.plan import Estimate, Life, Span, estimate, why_empty, windows_of, within
 from okx_pipeline.settings import Settings
@@ -30,13 +30,20 @@ from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.projection import Projected
 from okx_pipeline.storage.request_budget import SharedBudget
-from okx_pipeline.timeframes import day_of
+from okx_pipeline.timeframes import day_of, parse_timeframe
 
 CONCURRENCY: Final = 24
 """Requests in flight per endpoint at the most; a full window of the budget, and a few that wait for it."""
 
+CLOCK_TRIES: Final = 3
+"""Tries at the exchange's time, which is asked first: an address where nobody answers is told of within seconds."""
+
 SPARE_DISK_BYTES: Final = 512 * 1024 * 1024
 """Disk that a backfill leaves free."""
+
+_MONTH: Final = parse_timeframe("1mo")
+
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -47,9 +54,10 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a backfill will ask for, newest first, and why some spans ask for nothing."""
+    """What a backfill will ask for, newest first, the months whose files it sees to, why some spans ask for nothing."""
 
     windows: list[tuple[str, Window]]
+    months: set[SeriesMonth]
     estimate: Estimate
     notes: dict[Span, str]
     now_ms: int
@@ -106,10 +114,10 @@ class Backfill:
         Where the exchange is, the request rate, and the Parquet store.
     """
 
-    def __init__(self, settings: Settings, client: RestClient, store: CandleStore) -> None:
+    def __init__(self, settings: Settings, client: RestClient, clock: ExchangeClock, store: CandleStore) -> None:
         self.settings = settings
         self.client = client
-        self.clock = ExchangeClock(client)
+        self.clock = clock
         self.store = store
         self._landing = asyncio.Lock()
 
@@ -125,17 +133,21 @@ class Backfill:
         """
         files = ParquetStore(settings.parquet_root)
         async with SharedBudget(database, settings.rest_rate) as budget:
-            client = RestClient(
-                settings.rest_url,
-                budget=budget,
-                demo=settings.demo_trading,
-                proxy=settings.proxy.get_secret_value() if settings.proxy else None,
-                ca_file=settings.ca_file,
+            client, clock_client = (
+                RestClient(
+                    settings.rest_url,
+                    budget=budget,
+                    demo=settings.demo_trading,
+                    proxy=settings.proxy.get_secret_value() if settings.proxy else None,
+                    ca_file=settings.ca_file,
+                    tries=tries,
+                )
+                for tries in (TRIES, CLOCK_TRIES)
             )
-            async with client:
+            async with client, clock_client:
                 with CandleStore.opened(database, files) as store:
                     store.claim_for(settings.origin)
-                    yield cls(settings, client, store)
+                    yield cls(settings, client, ExchangeClock(clock_client), store)
 
     async def record_listing(self) -> Snapshot:
         """Ask OKX for every instrument it lists and keep what changed."""
@@ -172,6 +184,7 @@ class Backfill:
         now_ms = await self.clock.now_ms()
         lives: dict[str, Life] = {}
         windows: list[tuple[str, Window]] = []
+        months: set[SeriesMonth] = set()
         notes: dict[Span, str] = {}
         for span in spans:
             if span.symbol not in lives:
@@ -184,9 +197,10 @@ class Backfill:
             clipped = within(span, life, now_ms)
             have = self._have(clipped) if only_missing else []
             windows += [(span.symbol, window) for window in windows_of(clipped, have, now_ms)]
+            months |= _months(clipped)
         windows.sort(key=lambda each: -each[1].end_ms)
         cost = estimate((window for _, window in windows), self.settings.rest_rate)
-        return Plan(windows, cost, notes, now_ms)
+        return Plan(windows, months, cost, notes, now_ms)
 
     def check_disk(self, plan: Plan) -> None:
         """Refuse a plan that the disk of OKX_HOME has no room for.
@@ -208,7 +222,7 @@ class Backfill:
             )
 
     async def run(self, plan: Plan, *, progress: Progress | None = None) -> Report:
-        """Fetch and land everything in `plan`, then bring the Parquet files of its months up to date.
+        """Fetch and land everything in `plan`, then bring the Parquet files of its months up to date, damaged ones too.
 
         Raises
         ------
@@ -219,11 +233,6 @@ class Backfill:
         """
         started = monotonic()
         report = Report(notes=dict(plan.notes))
-        months = {
-            SeriesMonth(symbol, window.timeframe.name, day.replace(day=1))
-            for symbol, window in plan.windows
-            for day in _days(window)
-        }
         try:
             # Each endpoint has a budget of its own, and neither waits for the other's.
             async with asyncio.TaskGroup() as group:
@@ -234,7 +243,7 @@ class Backfill:
         except BaseExceptionGroup as problems:
             raise problems.exceptions[0] from None
         finally:
-            report.projected = await asyncio.to_thread(self.store.project, sorted(months))
+            report.projected = await asyncio.to_thread(self.store.project, sorted(plan.months))
             report.seconds = monotonic() - started
         return report
 
@@ -252,8 +261,10 @@ class Backfill:
         async with self._landing:
             for index, page in enumerate(result.pages):
                 refused = result.refused if index == 0 else []
-                landed = await asyncio.to_thread(
-                    self.store.land, page.candles, refused, source=Source.REST, requested_at=page.sent_at
+                landed = await _to_its_end(
+                    asyncio.to_thread(
+                        self.store.land, page.candles, refused, source=Source.REST, requested_at=page.sent_at
+                    )
                 )
                 for day, change in landed.changes.items():
                     report.days[day].inserted += change.inserted
@@ -271,6 +282,21 @@ class Backfill:
 
     def _have(self, span: Span) -> list[int]:
         return self.store.opens(span.symbol, span.timeframe, span.start_ms, span.end_ms)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; if cancelled meanwhile, only once it has ended: its thread goes on and holds the connection."""
+    running = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+def _months(span: Span) -> set[SeriesMonth]:
+    opens = _MONTH.opens(_MONTH.open_at(span.start_ms), span.end_ms)
+    return {SeriesMonth(span.symbol, span.timeframe.name, day_of(open_ms)) for open_ms in opens}
 
 
 def _days(window: Window) -> list[date]:
