@@ -1,10 +1,9 @@
 """The whole system on this machine: the processes that `up` starts, keeps running, and leaves nothing of.
 
-Dagster's webserver and daemon (and the replay exchange, if one was asked for) are children of this process. The
+Dagster's webserver and daemon, the sidecar (and the replay exchange, if one was asked for) are its children. The
 embedded PostgreSQL belongs to everybody who uses it and stops with the last of them.
 """
 
-import ctypes
 import fcntl
 import logging
 import os
@@ -18,37 +17,43 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
-from typing import Any, Final
+from time import monotonic, sleep, time
+from typing import Any, Final, TextIO
 
 import httpx
 import msgspec
 import psutil
 
-from okx_pipeline.errors import AlreadyRunningError, PipelineError, UsageError
+from okx_pipeline.errors import AlreadyRunningError, ExitStatus, PipelineError, UsageError
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage.candle_store import CandleStore
-from okx_pipeline.storage.database import Database
+from okx_pipeline.storage.database import Database, DatabaseError
 from okx_pipeline.storage.migrations import packaged
 from okx_pipeline.storage.opening import opened_database
 from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.stream_status import sidecar_asked_for_s
 from okx_pipeline.storage.subscriptions import seed_subscriptions
 from okx_pipeline.timeframes import day_ms
+from okx_pipeline.up_guard import STOP_WITHIN_S, end_group
 
 log = logging.getLogger(__name__)
 
 HOST: Final = "127.0.0.1"
 READY_WITHIN_S: Final = 120
-STOP_WITHIN_S: Final = 15
 RESTART_AFTER_S: Final = (1, 2, 5, 15, 60)
 _LOOK_EVERY_S: Final = 0.2
-_SET_PARENT_DEATH_SIGNAL: Final = 1
-_RUNS_TO_END: Final = (
-    "mutation($runs: [String!]!) { terminateRuns(runIds: $runs, terminatePolicy: MARK_AS_CANCELED_IMMEDIATELY) "
-    "{ __typename } }"
-)
+_OBEY_EVERY_S: Final = 2.0
+_REQUEST_HOLDS_S: Final = 120.0
+SIDECAR_STARTS_WITHIN_S: Final = 60.0
+"""A sidecar younger than this may not have beaten yet."""
+
 _RUNS_UNDER_WAY: Final = (
-    "{ runsOrError(filter: {statuses: [STARTING, STARTED, CANCELING]}) { ... on Runs { results { runId } } } }"
+    "query($before: Float!) { runsOrError(filter: {statuses: [STARTING, STARTED, CANCELING], updatedBefore: $before}) "
+    "{ ... on Runs { results { runId } } } }"
+)
+_END_RUN: Final = (
+    "mutation($run: String!) { terminateRun(runId: $run, terminatePolicy: MARK_AS_CANCELED_IMMEDIATELY) { __typename } "
+    "freeConcurrencySlotsForRun(runId: $run) }"
 )
 
 Say = Callable[[str], None]
@@ -62,12 +67,13 @@ class Child:
     command: list[str]
     environment: Mapping[str, str]
     log: Path
+    group: int
     process: subprocess.Popen[bytes] | None = None
     failures: int = 0
     started_s: float = field(default=0.0)
 
     def start(self) -> None:
-        """Start it, its output appended to its log, ending with us even if we are killed."""
+        """Start it, its output appended to its log, in the group that the guard ends if we are killed."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -75,9 +81,8 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A group of its own: Ctrl-C in the terminal reaches us, and we stop the children in order.
-                process_group=0,
-                preexec_fn=_die_with_parent,
+                # Not in our group: Ctrl-C in the terminal reaches us, and we stop the children in order.
+                process_group=self.group,
             )
         self.started_s = monotonic()
 
@@ -107,56 +112,88 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, say: Say
     PipelineError
         If something does not start; its log is named.
     """
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
-    with _only_one(settings.root):
+    with _only_one(settings.root, say) as lock:
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: stop.set())
         logs = settings.root / "logs"
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         _refuse_taken_port(port)
-        children: list[Child] = []
-        try:
+        port = port or _free_port()
+        with _guarded_group(lock) as group:
+            children: list[Child] = []
             if replay is not None:
-                child, settings = _start_replay(settings, replay, logs, stop)
+                child, settings = _start_replay(settings, replay, group, logs, stop)
                 children.append(child)
             with opened_database(settings, on_wait=say) as database:
                 try:
                     _prepare(settings, database)
-                    children += _start_dagster(settings, database, port, logs)
-                    _await_ready(children, port, stop)
+                    before_s = time()
+                    sidecar = _start_sidecar(settings, group, logs)
+                    children.append(sidecar)
+                    children += _start_dagster(settings, database, port, group, logs)
+                    _await(children, f"http://{HOST}:{port}/server_info", stop, what="the web UI")
                     if not stop.is_set():
-                        _end_runs_of_the_past(port)
+                        _end_runs(port, before_s)
                         say(f"Dagster UI   http://{HOST}:{port}")
                         say(f"PostgreSQL   {database.place}  (.venv/bin/okx-pipeline psql)")
                         say(f"Parquet      {settings.parquet_root}")
                         say(f"OKX          {settings.rest_url}")
                         say("ready; Ctrl-C stops everything")
-                        _keep_running(children, stop, say)
-                    say("stopping …")
+                        _keep_running(children, stop, say, lambda: _obey(database, sidecar, say))
+                        say("stopping …")
+                        _end_runs(port, time())
                 finally:
-                    _stop(children, port)
-        finally:
-            _stop(children, None)
+                    # Before the database is let go of, so that it stops with us.
+                    end_group(group)
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[None]:
+def _only_one(home: Path, say: Say) -> Iterator[TextIO]:
+    """Hold the lock of `home`; the guard of a killed `up` may hold it a little longer, and is waited for."""
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (home / "up.lock").open("a+")
     except OSError as problem:
         raise UsageError(f"OKX_HOME {home} cannot be written to: {problem.strerror}") from problem
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = monotonic() + 3 * STOP_WITHIN_S
+        waits = False
+        while not _locked(lock):
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            raise AlreadyRunningError(f"up is already running in {home} (process {holder})") from None
+            if monotonic() > deadline or (holder.isdigit() and psutil.pid_exists(int(holder))):
+                raise AlreadyRunningError(f"up is already running in {home} (process {holder})")
+            if not waits:
+                say("waiting for what a killed up has left to end")
+                waits = True
+            sleep(_LOOK_EVERY_S)
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-        yield
+        yield lock
+
+
+def _locked(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _guarded_group(lock: TextIO) -> Iterator[int]:
+    """A process group for everything that is started: ended with the block, or by its guard if we are killed.
+
+    The guard holds `lock`, too: nobody starts anew before everything has ended.
+    """
+    command = [sys.executable, "-P", "-m", "okx_pipeline.up_guard"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0, pass_fds=[lock.fileno()]) as guard:
+        try:
+            yield guard.pid
+        finally:
+            end_group(guard.pid)
 
 
 def _prepare(settings: Settings, database: Database) -> None:
@@ -166,23 +203,27 @@ def _prepare(settings: Settings, database: Database) -> None:
 
 
 def _start_replay(
-    settings: Settings, arguments: Sequence[str], logs: Path, stop: threading.Event
+    settings: Settings, arguments: Sequence[str], group: int, logs: Path, stop: threading.Event
 ) -> tuple[Child, Settings]:
     port = _free_port()
     url = f"http://{HOST}:{port}"
     command = [sys.executable, "-P", "-m", "okx_pipeline", "replay", *arguments, "--port", str(port)]
-    child = Child("replay", command, settings.environment(), logs / "replay.log")
+    child = Child("replay", command, settings.environment(), logs / "replay.log", group)
     child.start()
-    try:
-        _await([child], f"{url}/replay/status", stop, what="the replay exchange")
-    except PipelineError:
-        _stop([child], None)
-        raise
+    _await([child], f"{url}/replay/status", stop, what="the replay exchange")
     websocket = f"ws://{HOST}:{port}/ws/v5/business"
     return child, settings.model_copy(update={"rest_url": url, "ws_url": websocket})
 
 
-def _start_dagster(settings: Settings, database: Database, port: int, logs: Path) -> list[Child]:
+def _start_sidecar(settings: Settings, group: int, logs: Path) -> Child:
+    # Standing by, so that one that somebody runs beside us is no failure of ours.
+    command = [sys.executable, "-P", "-m", "okx_pipeline", "stream", "--standby"]
+    child = Child("sidecar", command, settings.environment(), logs / "sidecar.log", group)
+    child.start()
+    return child
+
+
+def _start_dagster(settings: Settings, database: Database, port: int, group: int, logs: Path) -> list[Child]:
     home = settings.root / "dagster"
     home.mkdir(exist_ok=True, mode=0o700)
     shutil.copyfile(packaged("dagster.yaml"), home / "dagster.yaml")
@@ -200,16 +241,12 @@ def _start_dagster(settings: Settings, database: Database, port: int, logs: Path
     webserver = [python, "-m", "dagster_webserver", "-w", workspace, "-h", HOST, "-p", str(port)]
     daemon = [python, "-m", "dagster._daemon", "run", "-w", workspace]
     children = [
-        Child("webserver", webserver, environment, logs / "webserver.log"),
-        Child("daemon", daemon, environment, logs / "daemon.log"),
+        Child("webserver", webserver, environment, logs / "webserver.log", group),
+        Child("daemon", daemon, environment, logs / "daemon.log", group),
     ]
     for child in children:
         child.start()
     return children
-
-
-def _await_ready(children: Sequence[Child], port: int, stop: threading.Event) -> None:
-    _await(children, f"http://{HOST}:{port}/server_info", stop, what="the web UI")
 
 
 def _await(children: Sequence[Child], url: str, stop: threading.Event, *, what: str) -> None:
@@ -219,16 +256,22 @@ def _await(children: Sequence[Child], url: str, stop: threading.Event, *, what: 
             if httpx.get(url, timeout=5, trust_env=False).is_success:
                 return
         for child in children:
-            if child.ended() is not None:
-                raise PipelineError(f"the {child.name} did not start: {_last_line(child.log)}; see {child.log}")
+            status = child.ended()
+            if status is not None:
+                kind = UsageError if status == ExitStatus.USAGE else PipelineError
+                raise kind(f"the {child.name} did not start: {_last_line(child.log)} (log: {child.log})")
         if monotonic() > deadline:
             raise PipelineError(f"{what} did not answer within {READY_WITHIN_S} s; see {children[0].log.parent}")
 
 
-def _keep_running(children: Sequence[Child], stop: threading.Event, say: Say) -> None:
+def _keep_running(children: Sequence[Child], stop: threading.Event, say: Say, obey: Callable[[], None]) -> None:
     due: dict[str, float] = {}
+    obeyed_s = monotonic()
     while not stop.wait(_LOOK_EVERY_S):
         now = monotonic()
+        if now - obeyed_s > _OBEY_EVERY_S:
+            obey()
+            obeyed_s = monotonic()
         for child in children:
             status = child.ended()
             if status is None:
@@ -244,47 +287,39 @@ def _keep_running(children: Sequence[Child], stop: threading.Event, say: Say) ->
                 child.start()
 
 
-def _stop(children: Sequence[Child], port: int | None) -> None:
-    """End every process below us: runs first, so that they are noted as ended, then children, then what is left."""
-    running = [child for child in children if child.process is not None and child.process.poll() is None]
-    if port is not None and running:
-        _end_runs_of_the_past(port)
-    below = _below(running)
-    for child in running:
-        assert child.process is not None
-        child.process.terminate()
-    _, left = psutil.wait_procs(below, timeout=STOP_WITHIN_S)
-    for process in left:
-        log.warning("process %s does not end and is killed", process.pid)
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=STOP_WITHIN_S)
-
-
-def _below(children: Sequence[Child]) -> list[psutil.Process]:
-    """The children and everything they started. Not our own descendants: the database outlives us if others use it."""
-    found: list[psutil.Process] = []
-    for child in children:
-        assert child.process is not None
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(child.process.pid)
-            found += [process, *process.children(recursive=True)]
-    return found
-
-
-def _end_runs_of_the_past(port: int) -> None:
-    """Mark the runs under way as canceled: whoever worked on them is gone, or is about to be."""
+def _obey(database: Database, sidecar: Child, say: Say) -> None:
+    """End a sidecar that lives and does not beat, when Dagster's sensor asked for one: it is then started again."""
     try:
-        runs = [run["runId"] for run in _graphql(port, _RUNS_UNDER_WAY)["runsOrError"].get("results", [])]
-        if runs:
-            _graphql(port, _RUNS_TO_END, {"runs": runs})
+        database.revive()
+        with database.connect() as connection:
+            asked_s = sidecar_asked_for_s(connection)
+    except (PipelineError, DatabaseError) as problem:
+        log.warning("the database is away: %s", problem)
+        return
+    lives_s = monotonic() - sidecar.started_s
+    if asked_s is None or asked_s > _REQUEST_HOLDS_S or lives_s < asked_s + SIDECAR_STARTS_WITHIN_S:
+        return
+    if sidecar.process is not None and sidecar.process.poll() is None:
+        say("the sidecar lives and does not beat; starting it anew")
+        sidecar.process.kill()
+
+
+def _end_runs(port: int, before_s: float) -> None:
+    """Cancel the runs under way since before `before_s`: whoever worked on them is gone, or is about to be.
+
+    Their slots of pools are given back; Dagster would let the next run wait for them for minutes.
+    """
+    try:
+        found = _graphql(port, _RUNS_UNDER_WAY, {"before": before_s})["runsOrError"]
+        for run in found.get("results", []):
+            _graphql(port, _END_RUN, {"run": run["runId"]})
     except (httpx.HTTPError, msgspec.DecodeError, KeyError, TypeError) as problem:
         # A webserver that no longer answers does not keep us from stopping; run monitoring ends such runs later.
         log.warning("runs under way could not be marked as canceled: %s", problem)
 
 
-def _graphql(port: int, query: str, variables: Mapping[str, object] | None = None) -> dict[str, Any]:
-    body = {"query": query, "variables": variables or {}}
+def _graphql(port: int, query: str, variables: Mapping[str, object]) -> dict[str, Any]:
+    body = {"query": query, "variables": variables}
     answer = httpx.post(f"http://{HOST}:{port}/graphql", json=body, timeout=10, trust_env=False)
     return msgspec.json.decode(answer.content, type=dict[str, dict[str, Any]])["data"]
 
@@ -306,11 +341,6 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-
-
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"
+    return lines[-1].strip().removeprefix("error: ") if lines else "it said nothing"
