@@ -4,33 +4,35 @@ import asyncio
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
-import click
 import typer
 
 from okx_pipeline.errors import ExitStatus, PipelineError, UsageError
 
 if TYPE_CHECKING:
-    from okx_pipeline.history.backfill import Plan, Progress, Report
+    from okx_pipeline.history.backfill import Backfill, Plan, Progress, Report
     from okx_pipeline.settings import Settings
     from okx_pipeline.storage.database import Database
+    from okx_pipeline.storage.overview import StoreOverview
+    from okx_pipeline.storage.subscriptions import Subscription
     from okx_pipeline.timeframes import Timeframe
 
 app: Final = typer.Typer(
     name="okx-pipeline",
     help="OKX candles you can trust, in PostgreSQL and Parquet.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 _INTERRUPTED: Final = 130
+"""What Typer makes of Ctrl-C."""
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else on stderr.")]
 Symbols = Annotated[
@@ -46,21 +48,24 @@ def main() -> NoReturn:
     """Run the command of this process and exit with its status; a user's mistake is one line on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
-        status = app(standalone_mode=False)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except PipelineError as problem:
         _complain(str(problem))
         status = problem.exit_status
-    except click.ClickException as problem:
+    except typer.TyperException as problem:
         # Typer's own messages take a box of several lines.
-        _complain(problem.format_message())
+        _complain(f"{problem.format_message().rstrip('.')}; see --help")
         status = ExitStatus.USAGE
-    except (KeyboardInterrupt, click.Abort):
-        _complain("stopped; what has landed stays, and the same command goes on from there")
-        status = _INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; so does the rest of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = ExitStatus.FAILED
+    except OSError as problem:
+        _complain(str(problem))
+        status = ExitStatus.FAILED
+    if status == _INTERRUPTED:
+        _tell("stopped; what has landed stays, and the same command goes on from there")
     sys.exit(int(status or 0))
 
 
@@ -79,6 +84,8 @@ def up(
     """The whole system on this machine: database, Dagster UI and daemon. Ctrl-C stops all of it."""
     from okx_pipeline import up as system
 
+    if replay is None and (now is not None or speed is not None):
+        raise UsageError("--now and --speed are the stand-in's; give --replay with them")
     stand_in = None if replay is None else [_absolute_source(replay), *_given("--now", now), *_given("--speed", speed)]
     system.run(_settings(), port=port, replay=stand_in, say=lambda line: print(line, flush=True))
 
@@ -89,14 +96,14 @@ def backfill(
     end: Annotated[str, typer.Option(metavar="DATE", help="The UTC day after the last one.")],
     symbols: Symbols = None,
     timeframes: Timeframes = None,
-    refetch: Annotated[bool, typer.Option(help="Ask for candles that are there already, too.")] = False,
+    refetch: Annotated[bool, typer.Option("--refetch", help="Ask for candles that are there already, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """The UTC days [start, end) from OKX's REST API into PostgreSQL and Parquet; asks only for what is missing."""
     settings = _settings()
-    first, last = _days(start, end)
+    wanted = Wanted(*_days(start, end), _symbols(symbols), _timeframes(timeframes), refetch)
     with _database(settings) as database:
-        report, plan = asyncio.run(_backfill(settings, database, first, last, symbols, timeframes, refetch))
+        report, plan = asyncio.run(_backfill(settings, database, wanted))
     figures = {
         "requests": report.requests,
         "received": report.rows,
@@ -107,20 +114,17 @@ def backfill(
         "files": sum(file.written for file in report.projected),
         "seconds": round(report.seconds, 2),
     }
-    if as_json:
-        _print_json(figures)
-        return
     for note in sorted(set(report.notes.values())):
         _tell(note)
-    for file in report.projected:
-        if file.damage is not None:
-            _tell(f"warning: rebuilt from PostgreSQL: {file.damage}")
-    _print(
-        "{new:,} new candles, {corrected:,} corrected, {quarantined:,} quarantined; {requests:,} requests, "
-        "{files:,} Parquet files, {seconds:g} s".format(**figures)
-    )
     if figures["not_served"]:
         _tell(f"{figures['not_served']:,} candles asked for were not served by OKX")
+    if as_json:
+        _print_json(figures)
+    else:
+        _print(
+            "{new:,} new candles, {corrected:,} corrected, {quarantined:,} quarantined; {requests:,} requests, "
+            "{files:,} Parquet files written, {seconds:g} s".format(**figures)
+        )
 
 
 @app.command()
@@ -139,19 +143,15 @@ def migrate(as_json: Json = False) -> None:
 @app.command()
 def status(as_json: Json = False) -> None:
     """Whether the store is healthy, and what each series holds; exit status 1 if it is not."""
-    from okx_pipeline.storage.migrations import pending_migrations
-    from okx_pipeline.storage.overview import overview
     from okx_pipeline.timeframes import utc
 
     settings = _settings()
-    if settings.database_url is None and not (settings.root / "postgres" / "data").exists():
-        raise PipelineError(f"there is no store in {settings.root} yet; start with: okx-pipeline up")
-    with _database(settings, migrated=False) as database, database.connect() as connection:
-        pending = pending_migrations(connection)
-        if pending:
-            raise PipelineError(f"the schema lacks {', '.join(pending)}; run: okx-pipeline migrate")
-        store = overview(connection)
-        place = database.place
+    try:
+        place, store = _overview(settings)
+    except PipelineError as problem:
+        if as_json:
+            _print_json({"healthy": False, "problem": str(problem)})
+        raise
     if as_json:
         _print_json({"healthy": True, "database": place, "parquet": settings.parquet_root, **asdict(store)})
         return
@@ -168,7 +168,7 @@ def status(as_json: Json = False) -> None:
 
 @app.command()
 def replay(
-    source: Annotated[str, typer.Argument(help="A folder of Parquet recordings, or `synthetic`.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder of Parquet recordings, or `synthetic`.")],
     port: Port = 8090,
     now: Annotated[str | None, typer.Option(help="Where its time starts, as 2026-08-22T00:00Z.")] = None,
     speed: Annotated[float, typer.Option(min=0, help="Its time, so many times the wall's; 0 stands still.")] = 1.0,
@@ -191,49 +191,163 @@ def replay(
     )
 
 
+@app.command()
+def stream(
+    standby: Annotated[
+        bool, typer.Option("--standby", help="Wait for a running sidecar to end, then take over.")
+    ] = False,
+) -> None:
+    """The sidecar alone: every subscribed series live into the store, until SIGINT or SIGTERM."""
+    from okx_pipeline.stream import sidecar
+
+    sidecar.run(_settings(), standby=standby, say=_tell)
+
+
+@app.command()
+def subscribe(
+    symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="As BTC-USDT-SWAP or ETH-USDT.")],
+    timeframes: Annotated[
+        str | None, typer.Option("--timeframes", metavar="5m,1h", help="Comma-separated; default: the settings'.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="DATE", help="First UTC day wanted; default: OKX_HISTORY_START.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Collect symbols from now on, and their history since a day; a running sidecar follows within seconds."""
+    from okx_pipeline.candles import parse_symbol
+    from okx_pipeline.storage.subscriptions import subscribe as want
+    from okx_pipeline.timeframes import day_ms
+
+    settings = _settings()
+    wanted = [parse_symbol(symbol) for symbol in symbols]
+    since_ms = day_ms(settings.history_start if since is None else _day("--since", since))
+    with _database(settings) as database:
+        asyncio.run(_check_listed(settings, database, wanted))
+        with database.connect() as connection:
+            changed = want(connection, wanted, _timeframes(timeframes) or settings.timeframes, since_ms)
+    _print_subscriptions(changed, as_json)
+
+
+@app.command()
+def unsubscribe(
+    symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="As BTC-USDT-SWAP or ETH-USDT.")],
+    timeframes: Annotated[
+        str | None, typer.Option("--timeframes", metavar="5m,1h", help="Comma-separated; default: all of them.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Collect symbols no more; what is held stays."""
+    from okx_pipeline.candles import parse_symbol
+    from okx_pipeline.storage.subscriptions import unsubscribe as want_no_more
+
+    now_ms = int(datetime.now(tz=UTC).timestamp() * 1000)
+    with _database(_settings()) as database, database.connect() as connection:
+        wanted = [parse_symbol(symbol) for symbol in symbols]
+        changed = want_no_more(connection, wanted, _timeframes(timeframes), now_ms)
+    if not changed:
+        raise UsageError(f"{', '.join(wanted)}: not subscribed; see: okx-pipeline subscriptions")
+    _print_subscriptions(changed, as_json)
+
+
+@app.command()
+def subscriptions(as_json: Json = False) -> None:
+    """What is collected, and since when."""
+    from okx_pipeline.storage.subscriptions import subscriptions as wanted
+
+    with _database(_settings()) as database, database.connect() as connection:
+        found = wanted(connection)
+    _print_subscriptions(found, as_json)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
     """PostgreSQL's own terminal on the store; every further argument is psql's."""
     import shutil
+    import signal
     import subprocess
 
     from okx_pipeline.storage.embedded import EmbeddedPostgres
 
     settings = _settings()
+    program = shutil.which("psql")
+    if settings.database_url is None:
+        program = str(EmbeddedPostgres(settings.root).bin / "psql")
+    if program is None:
+        raise UsageError("there is no psql on the PATH")
     with _database(settings, migrated=False) as database:
-        program = shutil.which("psql")
-        if settings.database_url is None:
-            program = str(EmbeddedPostgres(settings.root).bin / "psql")
-        if program is None:
-            raise UsageError("there is no psql on the PATH")
-        ended = subprocess.run([program, "-d", database.url, *context.args], check=False)
+        with database.connect() as connection:
+            password = connection.info.password
+        # Everybody on this machine can read the arguments of a process, only its account the environment.
+        environment = {**settings.environment(), "PGPASSWORD": password}
+        command = [program, "-d", _without_password(database.url), *context.args]
+        # Ctrl-C ends a query of psql's, not psql.
+        signal.signal(signal.SIGINT, lambda *_: None)
+        ended = subprocess.run(command, env=environment, check=False)
     raise typer.Exit(ended.returncode)
 
 
-async def _backfill(
-    settings: "Settings",
-    database: "Database",
-    first: date,
-    last: date,
-    symbols: str | None,
-    timeframes: str | None,
-    refetch: bool,
-) -> "tuple[Report, Plan]":
+def _overview(settings: "Settings") -> "tuple[str, StoreOverview]":
+    from okx_pipeline.storage.migrations import pending_migrations
+    from okx_pipeline.storage.overview import overview
+
+    if settings.database_url is None and not (settings.root / "postgres" / "data").exists():
+        raise PipelineError(f"there is no store in {settings.root} yet; start with: okx-pipeline up")
+    with _database(settings, migrated=False) as database, database.connect() as connection:
+        pending = pending_migrations(connection)
+        if pending:
+            raise PipelineError(f"the schema lacks {', '.join(pending)}; run: okx-pipeline migrate")
+        return database.place, overview(connection)
+
+
+async def _check_listed(settings: "Settings", database: "Database", symbols: Sequence[str]) -> None:
+    from okx_pipeline.history.backfill import Backfill
+
+    async with Backfill.opened(settings, database) as exchange:
+        for symbol in symbols:
+            await exchange.life_of(symbol)
+
+
+def _print_subscriptions(found: "Sequence[Subscription]", as_json: bool) -> None:
+    from okx_pipeline.timeframes import utc
+
+    if as_json:
+        _print_json([{**asdict(each), "timeframe": each.timeframe.name} for each in found])
+        return
+    for each in found:
+        until = "" if each.until_ms is None else f" until {utc(each.until_ms):%Y-%m-%d %H:%M} UTC"
+        _print(f"{each.symbol:<20} {each.timeframe!s:>4}  since {utc(each.since_ms):%Y-%m-%d}{until}")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a backfill was asked for; where no symbol or timeframe was named, the subscribed ones."""
+
+    first: date
+    last: date
+    symbols: Sequence[str]
+    timeframes: "Sequence[Timeframe]"
+    refetch: bool
+
+
+async def _backfill(settings: "Settings", database: "Database", wanted: Wanted) -> "tuple[Report, Plan]":
     from okx_pipeline.history.backfill import Backfill
     from okx_pipeline.history.daily import timeframes_of
     from okx_pipeline.history.plan import days_of_range
 
     async with Backfill.opened(settings, database) as filling:
-        wanted = [
-            days_of_range(symbol, timeframe, first, last)
-            for symbol in _symbols(symbols, filling)
-            for timeframe in (_timeframes(timeframes) or timeframes_of(filling, symbol))
+        spans = [
+            days_of_range(symbol, timeframe, wanted.first, wanted.last)
+            for symbol in wanted.symbols or _subscribed(filling)
+            for timeframe in wanted.timeframes or timeframes_of(filling, symbol)
         ]
-        plan = await filling.plan(wanted, only_missing=not refetch)
+        plan = await filling.plan(spans, only_missing=not wanted.refetch)
         cost = plan.estimate
         _tell(
             f"{cost.candles:,} candles to fetch: {cost.requests:,} requests, at least {_duration(cost.seconds)}, "
-            f"about {cost.disk_bytes / 1e6:,.0f} MB of disk"
+            f"about {cost.disk_bytes / 1e6:,.1f} MB of disk"
+            if cost.requests
+            else "nothing to fetch"
         )
         filling.check_disk(plan)
         with _progress() as progress:
@@ -267,14 +381,17 @@ def _progress() -> Iterator["Progress | None"]:
         yield update
 
 
-def _symbols(text: str | None, filling: Any) -> Sequence[str]:
+def _symbols(text: str | None) -> Sequence[str]:
     from okx_pipeline.candles import parse_symbols
+
+    return () if text is None else parse_symbols(text) or _refuse("--symbols names no symbol")
+
+
+def _subscribed(filling: "Backfill") -> Sequence[str]:
     from okx_pipeline.storage.subscriptions import subscriptions
 
-    if text is not None:
-        return parse_symbols(text) or _refuse("--symbols names no symbol")
     subscribed = dict.fromkeys(each.symbol for each in subscriptions(filling.store.connection))
-    return list(subscribed) or list(filling.settings.symbols)
+    return list(subscribed) or filling.settings.symbols
 
 
 def _timeframes(text: str | None) -> "Sequence[Timeframe]":
@@ -289,9 +406,10 @@ def _refuse(message: str) -> NoReturn:
 
 @contextmanager
 def _database(settings: "Settings", *, migrated: bool = True) -> Iterator["Database"]:
+    from okx_pipeline.storage.database import translated
     from okx_pipeline.storage.opening import opened_database
 
-    with opened_database(settings, on_wait=_tell, migrated=migrated) as database:
+    with opened_database(settings, on_wait=_tell, migrated=migrated) as database, translated(database.place):
         yield database
 
 
@@ -324,6 +442,11 @@ def _moment_ms(text: str) -> int:
     except ValueError:
         raise UsageError(f"--now {text!r} is not a moment; write it as 2026-08-22T00:00Z") from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _without_password(url: str) -> str:
+    url = re.sub(r"^(\w+://[^:@/?]*):[^@/?]*@", r"\1@", url)
+    return re.sub(r"(?<=[?&])password=[^&]*&?", "", url)
 
 
 def _given(option: str, value: object) -> list[str]:

@@ -1,0 +1,490 @@
+"""The commands as a user runs them: a process, its exit status, and what it says where."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from okx_pipeline.replay.clock import ExchangeClock
+from okx_pipeline.replay.exchange import Exchange
+from okx_pipeline.replay.faults import Fault
+from okx_pipeline.replay.server import ReplayServer
+from okx_pipeline.replay.sources import open_market
+from okx_pipeline.storage.database import Database, one
+from okx_pipeline.storage.migrations import known_migrations
+from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.timeframes import day_ms
+from okx_pipeline_tests.conftest import named
+from okx_pipeline_tests.storage.password_server import password_server
+
+COMMANDS = ("up", "backfill", "migrate", "status", "replay", "psql")
+NOW = day_ms(date(2026, 8, 22)) + 3_600_000
+BTC = "BTC-USDT-SWAP"
+DAYS = ("--start", "2026-08-10", "--end", "2026-08-12")
+HOURLY = ("backfill", *DAYS, "--symbols", BTC, "--timeframes", "1h")
+AUGUST = SeriesMonth(BTC, "1h", date(2026, 8, 1))
+ROWS = 2 * 24
+NOBODY = "http://127.0.0.1:9"
+SENTINEL = "s3ntinel-of-a-secret"
+TIME_LEFT = re.compile(r"\d:\d\d:\d\d")
+
+
+class Program:
+    """The program, run in a folder of its own with settings of its own and nothing else of this machine's."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "OKX_HOME": str(self.home),
+            "OKX_SYMBOLS": BTC,
+            "OKX_TIMEFRAMES": "1h",
+            **settings,
+        }
+
+    def start(self, *arguments: str, **how: Any) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "okx_pipeline", *arguments]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment, text=True, **streams)
+
+    def __call__(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+        program = Program(self.folder, **{**self.environment, **settings})
+        with program.start(*arguments, stdin=subprocess.DEVNULL) as process:
+            said = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(arguments, process.returncode, *said)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Program:
+    """The program without a database or an exchange."""
+    return Program(tmp_path, OKX_DATABASE_URL="postgresql://okx@127.0.0.1:9/okx", OKX_REST_URL=NOBODY)
+
+
+@pytest.fixture
+def exchange() -> Exchange:
+    return Exchange(open_market("synthetic", seed=11, symbols=8), ExchangeClock(NOW, 0.0), limits=False)
+
+
+@pytest.fixture
+def url(exchange: Exchange) -> Iterator[str]:
+    with ReplayServer(exchange) as server:
+        yield server.url
+
+
+@pytest.fixture
+def program(tmp_path: Path, database: Database, url: str) -> Program:
+    """The program on a database and an exchange of the test's."""
+    return Program(tmp_path, OKX_DATABASE_URL=database.url, OKX_REST_URL=url)
+
+
+def refused(ended: "subprocess.CompletedProcess[str]", status: int, *words: str) -> None:
+    """Assert that a command ended with `status` and one line on stderr that has `words`, and said nothing else."""
+    assert ended.returncode == status, ended.stderr
+    assert ended.stdout == ""
+    assert re.fullmatch(r"error: [^\n]+\n", ended.stderr), ended.stderr
+    for word in words:
+        assert word in ended.stderr
+
+
+def done(ended: "subprocess.CompletedProcess[str]") -> "subprocess.CompletedProcess[str]":
+    assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+def figures(ended: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
+    """The JSON document that is everything a command wrote to stdout."""
+    document: dict[str, Any] = json.loads(done(ended).stdout)
+    return document
+
+
+def count(database: Database) -> int:
+    with database.connect() as connection:
+        return int(one(connection, "SELECT count(*) FROM trading.candlesticks"))
+
+
+def parquet(program: Program) -> ParquetStore:
+    return ParquetStore(str(program.home / "parquet"))
+
+
+# Usage and settings
+
+
+@pytest.mark.parametrize("arguments", [(), *((command,) for command in COMMANDS)], ids=" ".join)
+def test_help_names_every_option(bare: Program, arguments: tuple[str, ...]) -> None:
+    shown = done(bare(*arguments, "--help", COLUMNS="160"))
+    assert shown.stderr == ""
+    named_options = {
+        (): COMMANDS,
+        ("up",): ("--port", "--replay", "--now", "--speed"),
+        ("backfill",): ("--start", "--end", "--symbols", "--timeframes", "--refetch", "--json"),
+        ("migrate",): ("--json",),
+        ("status",): ("--json",),
+        ("replay",): ("SOURCE", "--port", "--now", "--speed", "--symbols", "--seed", "--latency"),
+        ("psql",): ("psql",),
+    }
+    for name in named_options[arguments]:
+        assert name in shown.stdout
+
+
+def test_without_a_command_it_shows_its_help(bare: Program) -> None:
+    assert done(bare()).stdout == done(bare("--help")).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("nonsense", "No such command 'nonsense'"),
+        ("status --nonsense", "No such option: --nonsense"),
+        ("status more", "unexpected extra argument"),
+        ("backfill --end 2026-08-02", "Missing option '--start'"),
+        ("backfill --start 2026-08-01", "Missing option '--end'"),
+        ("backfill --start", "'--start' requires an argument"),
+        ("backfill --start 1.8.2026 --end 2026-08-02", "--start '1.8.2026' is not a day; write it as 2026-08-01"),
+        ("backfill --start 2026-08-01 --end soon", "--end 'soon' is not a day"),
+        ("backfill --start 2026-08-02 --end 2026-08-02", "--start 2026-08-02 is not before --end 2026-08-02"),
+        ("backfill --start 2026-08-02 --end 2126-08-02", "--end 2126-08-02 reaches into the future"),
+        ("backfill --start 2026-08-01 --end 2026-08-02 --timeframes 7m", "unknown timeframe '7m'; it is one of 1m"),
+        ("backfill --start 2026-08-01 --end 2026-08-02 --timeframes 1h,1D", "write '1d' (OKX 1Dutc)"),
+        ("backfill --start 2026-08-01 --end 2026-08-02 --timeframes ,", "--timeframes names no timeframe"),
+        ("backfill --start 2026-08-01 --end 2026-08-02 --symbols ,", "--symbols names no symbol"),
+        ("up --port 70000", "'--port': Input should be less than or equal to 65535"),
+        ("up --port x", "'--port': Input should be a valid integer"),
+        ("up --now 2026-08-22T00:00Z", "--now and --speed are the stand-in's; give --replay with them"),
+        ("replay", "Missing argument 'SOURCE'"),
+        ("replay nowhere", "there is no folder nowhere"),
+        ("replay synthetic --now noon", "--now 'noon' is not a moment; write it as 2026-08-22T00:00Z"),
+        ("replay synthetic --now 2126-08-22T00:00Z", "in the future"),
+        ("replay synthetic --speed -1", "'--speed': Input should be greater than or equal to 0"),
+    ],
+)
+def test_wrong_usage_is_one_line(bare: Program, arguments: str, words: str) -> None:
+    refused(bare(*arguments.split()), 2, words)
+
+
+def test_tomorrow_is_the_last_end_there_can_be(bare: Program) -> None:
+    today = datetime.now(tz=UTC).date()
+    backfill = ("backfill", "--start", str(today), "--end")
+    refused(bare(*backfill, str(today + timedelta(days=2))), 2, f"the last end there can be is {today:%Y}")
+    refused(bare(*backfill, str(today + timedelta(days=1))), 1, "cannot reach PostgreSQL")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"OKX_TIMEFRAMES": "1D"}, "OKX_TIMEFRAMES: timeframe '1D' is OKX's candle that opens at Hong Kong midnight"),
+        ({"OKX_SYMBOLS": "a b"}, "OKX_SYMBOLS: "),
+        ({"OKX_HISTORY_START": "soon"}, "OKX_HISTORY_START: "),
+        ({"OKX_REST_RATE": "0"}, "OKX_REST_RATE: "),
+        ({"OKX_REST_URL": "okx.com"}, "OKX_REST_URL: 'okx.com' is not a URL"),
+        ({"OKX_PARQUET_URL": "ftp://files"}, "OKX_PARQUET_URL: 'ftp://files' is neither a folder nor an s3:// URL"),
+        ({"OKX_DATABASE_URL": f"mysql://u:{SENTINEL}@h/d"}, "OKX_DATABASE_URL: it is not a PostgreSQL URL"),
+        ({"OKX_DATABASE_URL": f"postgresql://u:{SENTINEL}@x@h/d"}, "OKX_DATABASE_URL cannot be read as a URL"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(bare: Program, settings: dict[str, str], words: str) -> None:
+    ended = bare(*HOURLY, **settings)
+    refused(ended, 2, words)
+    assert SENTINEL not in ended.stderr
+    assert not bare.home.exists()
+
+
+def test_a_file_of_settings_that_is_no_text_is_one_line(bare: Program) -> None:
+    (bare.folder / ".env").write_bytes(b"OKX_SYMBOLS=\xff\xfe\n")
+    refused(bare("status"), 2, "cannot read the file .env")
+
+
+@pytest.mark.parametrize("command", ["up", "migrate", "psql", "status"])
+def test_a_home_that_cannot_be_written_is_one_line(bare: Program, command: str) -> None:
+    bare.home.write_text("a file, not a folder")
+    ended = bare(command, OKX_DATABASE_URL="")
+    refused(ended, ended.returncode, str(bare.home))
+    assert ended.returncode in {1, 2}
+
+
+# What is out of reach
+
+
+def test_an_exchange_out_of_reach_is_one_line(program: Program) -> None:
+    refused(program(*HOURLY, OKX_REST_URL=NOBODY), 1, "cannot reach OKX at 127.0.0.1:9: connection refused")
+
+
+def test_an_exchange_that_stutters_at_first_is_asked_again(program: Program, exchange: Exchange) -> None:
+    exchange.faults.add([Fault(kind="reset", endpoint="time", requests=2)])
+    assert figures(program(*HOURLY, "--json"))["new"] == ROWS
+
+
+def test_a_database_out_of_reach_is_one_line(program: Program) -> None:
+    nobody = f"postgresql://okx:{SENTINEL}@127.0.0.1:9/okx"
+    for command in ("status", "migrate", "psql"):
+        ended = program(command, OKX_DATABASE_URL=nobody)
+        refused(ended, 1, "cannot reach PostgreSQL (okx@127.0.0.1:9/okx)", "Connection refused; is it running?")
+        assert SENTINEL not in ended.stderr
+
+
+def test_a_database_that_is_not_there_is_one_line(program: Program, database: Database) -> None:
+    ended = program("status", OKX_DATABASE_URL=named(database.url, "no_such_database"))
+    refused(ended, 2, 'database "no_such_database" does not exist; check OKX_DATABASE_URL')
+
+
+def test_a_database_that_goes_away_meanwhile_is_one_line(
+    program: Program, exchange: Exchange, database: Database, server: Database
+) -> None:
+    exchange.faults.add([Fault(kind="slow", requests=1000, seconds=0.3)])
+    with program.start(*HOURLY, "--refetch") as process:
+        assert process.stderr is not None
+        assert "requests" in process.stderr.readline()
+        with server.connect() as connection:
+            name = database.url.partition("?")[0].rpartition("/")[2]
+            ended = one(
+                connection,
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = %s",
+                (name,),
+            )
+        rest = process.communicate(timeout=60)
+    assert ended >= 2
+    refused(subprocess.CompletedProcess("", process.returncode, *rest), 1, "PostgreSQL (")
+
+
+def test_passwords_are_never_shown(tmp_path: Path, url: str) -> None:
+    with password_server(tmp_path) as server:
+        refused(
+            wrong := Program(tmp_path, OKX_DATABASE_URL=server.url(password=SENTINEL))("status"),
+            2,
+            "password authentication failed",
+        )
+        with Database(server.url()).connect() as connection:
+            connection.execute(f"CREATE ROLE sentinel LOGIN SUPERUSER PASSWORD '{SENTINEL}'")
+        program = Program(tmp_path, OKX_DATABASE_URL=server.url(user="sentinel", password=SENTINEL), OKX_REST_URL=url)
+        everything = [
+            wrong,
+            done(program("migrate")),
+            done(program(*HOURLY)),
+            done(program("status")),
+            done(program("status", "--json")),
+            done(program("psql", "-c", "\\conninfo")),
+            program("psql", "-c", "nonsense"),
+            program(*HOURLY, "--refetch", OKX_REST_URL=NOBODY),
+            program(*HOURLY, "--refetch", HTTPS_PROXY=f"http://user:{SENTINEL}@127.0.0.1:9"),
+            program(*HOURLY, HTTPS_PROXY=f"gopher://user:{SENTINEL}@127.0.0.1:9"),
+        ]
+        # What a process is started with, everybody on the machine can read.
+        with program.start("psql", stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("\\echo ready\n\\! ps -eo args\n\\echo end\n")
+            process.stdin.close()
+            assert process.stdout.readline() == "ready\n"
+            arguments = process.stdout.read()
+    assert "sentinel@" in everything[3].stdout
+    assert " -d " in arguments
+    assert SENTINEL not in arguments
+    for ended in everything:
+        assert SENTINEL not in ended.stdout + ended.stderr
+
+
+# Commands
+
+
+def test_a_backfill_says_what_it_will_cost_and_what_it_did(program: Program, database: Database) -> None:
+    ended = done(program(*HOURLY))
+    assert ended.stderr == "48 candles to fetch: 1 requests, at least 0 s, about 0.0 MB of disk\n"
+    assert re.fullmatch(
+        r"48 new candles, 0 corrected, 0 quarantined; 1 requests, 1 Parquet files written, [\d.]+ s\n", ended.stdout
+    )
+    assert count(database) == ROWS
+
+
+def test_a_backfill_run_again_asks_for_nothing(program: Program, exchange: Exchange) -> None:
+    done(program(*HOURLY))
+    exchange.requests.clear()
+    again = program(*HOURLY, "--json")
+    assert again.stderr == "nothing to fetch\n"
+    nothing = {"requests": 0, "received": 0, "new": 0, "corrected": 0, "quarantined": 0, "not_served": 0, "files": 0}
+    assert figures(again) == {**nothing, "seconds": figures(again)["seconds"]}
+    assert not exchange.requests
+
+
+def test_a_backfill_asks_anew_if_it_is_told_to(program: Program, database: Database) -> None:
+    done(program(*HOURLY))
+    with database.connect() as connection:
+        connection.execute("UPDATE trading.candlesticks SET close_price = low_price WHERE close_price <> low_price")
+    again = figures(program(*HOURLY, "--refetch", "--json"))
+    assert (again["requests"], again["received"], again["new"]) == (1, ROWS, 0)
+    assert again["corrected"] > 0
+
+
+def test_a_backfill_takes_what_is_subscribed_where_nothing_is_named(program: Program, database: Database) -> None:
+    assert figures(program("backfill", *DAYS, "--json", OKX_TIMEFRAMES="4h"))["new"] == 2 * 6
+
+
+def test_a_backfill_of_an_unknown_symbol_is_one_line(program: Program) -> None:
+    unknown = ("backfill", *DAYS, "--symbols", "NOPE-USDT-SWAP", "--timeframes", "1h")
+    refused(program(*unknown), 2, "OKX lists no instrument NOPE-USDT-SWAP; check how it is spelled")
+
+
+def test_a_backfill_of_days_before_the_listing_says_so(program: Program) -> None:
+    ended = done(program("backfill", "--start", "2010-01-01", "--end", "2010-01-02", "--symbols", BTC, "--json"))
+    assert figures(ended)["requests"] == 0
+    assert f"{BTC} was listed on " in ended.stderr
+
+
+def test_a_backfill_mends_a_file_that_is_damaged_though_it_has_nothing_to_fetch(
+    program: Program, database: Database, exchange: Exchange
+) -> None:
+    done(program(*HOURLY))
+    whole = parquet(program).read(AUGUST)
+    path = Path(parquet(program).place(AUGUST))
+    os.truncate(path, path.stat().st_size // 2)
+    exchange.requests.clear()
+    ended = program(*HOURLY, "--json")
+    assert figures(ended)["files"] == 1
+    assert not exchange.requests
+    warning, nothing = sorted(ended.stderr.splitlines())
+    assert nothing == "nothing to fetch"
+    assert warning.startswith(f"WARNING rebuilding from PostgreSQL: {path}: ")
+    assert parquet(program).read(AUGUST).equals(whole)
+
+
+def test_a_backfill_shows_its_progress_where_a_terminal_watches(program: Program, exchange: Exchange) -> None:
+    exchange.faults.add([Fault(kind="slow", requests=1000, seconds=0.2)])
+    command = ("backfill", "--start", "2026-08-01", "--end", "2026-08-09", "--timeframes", "1m", "--symbols", BTC)
+    watched, terminal = pty.openpty()
+    program.environment |= {"TERM": "xterm", "COLUMNS": "120"}
+    with program.start(*command, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b"".join(iter(lambda: _read(watched), b"")).decode()
+        assert process.wait(120) == 0
+        assert process.stdout is not None
+        assert "11,520 new candles" in process.stdout.read()
+    os.close(watched)
+    assert "11,520 candles to fetch: 39 requests, at least " in shown
+    assert re.search(r"[1-9][\d,]* candles/s, \d+\.\d requests/s", shown)
+    assert TIME_LEFT.search(shown)
+    assert "100 %" in shown
+    unwatched = done(program(*command, "--refetch"))
+    assert unwatched.stderr.count("\n") == 1
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""  # what Linux says of a terminal that everybody has left
+
+
+def test_ctrl_c_stops_a_backfill_in_one_line_and_what_has_landed_stays(
+    program: Program, exchange: Exchange, database: Database
+) -> None:
+    exchange.faults.add([Fault(kind="slow", requests=1000, seconds=0.2)])
+    command = ("backfill", "--start", "2026-08-01", "--end", "2026-08-09", "--timeframes", "1m", "--symbols", BTC)
+    with program.start(*command) as process:
+        while count(database) == 0 and process.poll() is None:
+            pass
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert stderr.splitlines()[1:] == ["stopped; what has landed stays, and the same command goes on from there"]
+    landed = count(database)
+    assert 0 < landed < 8 * 1440
+    assert parquet(program).read(SeriesMonth(BTC, "1m", date(2026, 8, 1))).num_rows == landed
+    exchange.faults.clear()
+    assert figures(program(*command, "--json"))["new"] == 8 * 1440 - landed
+
+
+def test_the_schema_is_brought_up_to_date_once(
+    tmp_path: Path, url: str, new_database: Callable[[bool], Database]
+) -> None:
+    program = Program(tmp_path, OKX_DATABASE_URL=new_database(False).url, OKX_REST_URL=url)
+    missing = program("status", "--json")
+    assert missing.returncode == 1
+    assert json.loads(missing.stdout)["healthy"] is False
+    lacks = f"the schema lacks {', '.join(known_migrations())}; run: okx-pipeline migrate"
+    assert json.loads(missing.stdout)["problem"] == lacks
+    refused(program("status"), 1, lacks)
+    assert figures(program("migrate", "--json")) == {"applied": known_migrations()}
+    assert figures(program("migrate", "--json")) == {"applied": []}
+    assert done(program("migrate")).stdout == "the schema is up to date\n"
+    assert done(program("status")).stderr == ""
+
+
+def test_the_status_shows_what_each_series_holds(program: Program, database: Database) -> None:
+    assert figures(program("status", "--json"))["series"] == []
+    done(program(*HOURLY))
+    status = figures(program("status", "--json"))
+    assert status["healthy"] is True
+    assert status["parquet"] == str(program.home / "parquet")
+    (series,) = status["series"]
+    first_ms = day_ms(date(2026, 8, 10))
+    assert series == {
+        "symbol": BTC,
+        "timeframe": "1h",
+        "first_ms": first_ms,
+        "last_ms": first_ms + (ROWS - 1) * 3_600_000,
+        "projected_rows": ROWS,
+        "waiting": False,
+    }
+    assert f"{BTC}          1h  2026-08-10 00:00 to 2026-08-11 23:00 UTC, 48 in Parquet\n" in program("status").stdout
+
+
+def test_output_that_nobody_reads_is_no_traceback(program: Program) -> None:
+    readable, writable = os.pipe()
+    os.close(readable)
+    with program.start("status", "--json", stdout=writable) as process:
+        os.close(writable)
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (1, "")
+
+
+def test_the_stand_in_says_where_it_serves_and_ends_in_order(bare: Program) -> None:
+    with bare.start("replay", "synthetic", "--port", "0", "--symbols", "2", "--now", "2026-08-22T00:00Z") as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.fullmatch(r"serving synthetic at (http://127\.0\.0\.1:\d+); OKX_REST_URL=\1\n", line)
+        assert found is not None, line
+        now_ms = httpx.get(f"{found[1]}/replay/status", trust_env=False).json()["now_ms"]
+        assert 0 <= now_ms - day_ms(date(2026, 8, 22)) < 60_000
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("command", [("up",), ("replay", "synthetic")], ids=" ".join)
+def test_a_port_that_is_taken_is_one_line(bare: Program, command: tuple[str, ...]) -> None:
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(bare(*command, "--port", str(port)), 2, str(port), "choose another")
+
+
+def test_up_with_a_stand_in_that_cannot_start_is_one_line(bare: Program) -> None:
+    refused(bare("up", "--port", "0", "--replay", "nowhere"), 2, f"there is no folder {bare.folder / 'nowhere'}")
+    refused(bare("up", "--port", "0", "--replay", "synthetic", "--now", "noon"), 2, "--now 'noon' is not a moment")
+
+
+def test_everything_works_on_the_embedded_database_in_a_home_of_any_name(tmp_path: Path, url: str) -> None:
+    folder = tmp_path / "a folder of Zoë's"
+    folder.mkdir()
+    program = Program(folder, OKX_REST_URL=url, OKX_HOME=str(folder / "home"))
+    refused(program("status"), 1, f"there is no store in {folder / 'home'} yet; start with: okx-pipeline up")
+    assert not program.home.exists()
+    assert figures(program(*HOURLY, "--json"))["new"] == ROWS
+    assert done(program("psql", "-At", "-c", "select 1")).stdout == "1\n"
+    assert program("psql", "-At", "-v", "ON_ERROR_STOP=1", "-c", "select nothing").returncode == 1
+    assert figures(program("status", "--json"))["series"][0]["projected_rows"] == ROWS
+    assert parquet(program).read(AUGUST).num_rows == ROWS
