@@ -32,7 +32,7 @@ class Argument(msgspec.Struct, frozen=True):
     @property
     def series(self) -> Series | None:
         """The series it names; None if that is no candle channel of ours."""
-        timeframe = protocol.BARS.get(self.channel.removeprefix(protocol.CHANNEL_PREFIX))
+        timeframe = protocol.TIMEFRAMES_BY_CHANNEL.get(self.channel)
         return Series(self.symbol, timeframe) if timeframe is not None else None
 
 

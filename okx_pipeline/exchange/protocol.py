@@ -99,8 +99,9 @@ def channel(timeframe: Timeframe) -> str:
     return f"{CHANNEL_PREFIX}{timeframe.bar}"
 
 
-BARS: Final = {timeframe.bar: timeframe for timeframe in TIMEFRAMES}
-"""Timeframes by OKX's code for them."""
+TIMEFRAMES_BY_CHANNEL: Final = {channel(timeframe): timeframe for timeframe in TIMEFRAMES}
+"""Timeframes by their channel."""
+
 
 # The WebSocket. Candles live on the path /business and nowhere else; port 8443 is closed since October 2026.
 BUSINESS_PATH: Final = "/ws/v5/business"
