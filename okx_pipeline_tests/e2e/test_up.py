@@ -224,8 +224,7 @@ def test_a_killed_one_leaves_nothing_and_the_next_one_ends_in_order(
     wait_for(lambda: not system.processes(), "end of what a killed up left")
     with system.up(*replay) as next_one:
         assert next_one.graphql(RUN, id=run)["runOrError"]["status"] == "CANCELED"
-        pools = next_one.graphql(CLAIMS)["instance"]["concurrencyLimits"]
-        assert not [claim for pool in pools for claim in pool["claimedSlots"] if claim["runId"] == run]
+        assert not holds_slot(next_one, run)
         wait_for(lambda: status(next_one, backfill) != "REQUESTED", "end of the backfill")
         assert status(next_one, backfill) == "COMPLETED_SUCCESS"
         assert next_one.stop(signal.SIGINT) == 0
@@ -250,7 +249,7 @@ def counts(system: System) -> str:
 
 
 def start_endless_run(running: Up) -> str:
-    """A run that waits for an exchange that never answers, started."""
+    """A run that is in the middle of its work, and waits there for an exchange that never answers."""
     exchange = running.await_line("OKX ").split()[-1]
     silence = {"kind": "slow", "requests": 1000, "seconds": 1000}
     httpx.post(f"{exchange}/replay/faults", json=silence, trust_env=False).raise_for_status()
@@ -262,5 +261,10 @@ def start_endless_run(running: Up) -> str:
     launched = running.graphql(LAUNCH_RUN, tags=tags)["launchRun"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
     run = str(launched["run"]["runId"])
-    wait_for(lambda: running.graphql(RUN, id=run)["runOrError"]["status"] == "STARTED", "start of the run")
+    wait_for(lambda: holds_slot(running, run), "start of the run")
     return run
+
+
+def holds_slot(running: Up, run: str) -> bool:
+    pools = running.graphql(CLAIMS)["instance"]["concurrencyLimits"]
+    return run in {claim["runId"] for pool in pools for claim in pool["claimedSlots"]}
