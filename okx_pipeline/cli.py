@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from okx_pipeline.storage.database import Database
     from okx_pipeline.storage.overview import StoreOverview
     from okx_pipeline.storage.subscriptions import Subscription
+    from okx_pipeline.stream.health import StreamHealth
     from okx_pipeline.timeframes import Timeframe
 
 app: Final = typer.Typer(
@@ -143,26 +144,51 @@ def migrate(as_json: Json = False) -> None:
 @app.command()
 def status(as_json: Json = False) -> None:
     """Whether the store is healthy, and what each series holds; exit status 1 if it is not."""
-    from okx_pipeline.timeframes import utc
-
     settings = _settings()
     try:
-        place, store = _overview(settings)
+        place, store, stream = _overview(settings)
     except PipelineError as problem:
         if as_json:
             _print_json({"healthy": False, "problem": str(problem)})
         raise
     if as_json:
-        _print_json({"healthy": True, "database": place, "parquet": settings.parquet_root, **asdict(store)})
-        return
+        _print_json(
+            {
+                "healthy": stream.problem is None,
+                "problem": stream.problem,
+                "database": place,
+                "parquet": settings.parquet_root,
+                "stream": asdict(stream),
+                **asdict(store),
+            }
+        )
+    else:
+        _print_status(settings, place, store, stream)
+    if stream.problem is not None:
+        raise PipelineError(stream.problem)
+
+
+def _print_status(settings: "Settings", place: str, store: "StoreOverview", stream: "StreamHealth") -> None:
+    from okx_pipeline.timeframes import utc
+
     _print(f"PostgreSQL {store.server_version} at {place}, {store.size_bytes / 1e6:,.0f} MB")
     _print(f"Parquet at {settings.parquet_root}")
     _print(f"{store.quarantined:,} rows in quarantine, {store.revisions:,} revisions")
+    if stream.sidecar is None:
+        _print("no sidecar has streamed yet")
+    else:
+        _print(f"sidecar {stream.sidecar.sidecar} {stream.sidecar.state}, beat {stream.sidecar.age_s:.0f} s ago")
+    if stream.maintenance is not None:
+        _print(f"OKX is at maintenance: {stream.maintenance}")
+    late = {(series.symbol, series.timeframe): series for series in stream.silent}
     for series in store.series:
         held = "nothing yet"
         if series.first_ms is not None and series.last_ms is not None:
             held = f"{utc(series.first_ms):%Y-%m-%d %H:%M} to {utc(series.last_ms):%Y-%m-%d %H:%M} UTC"
         waiting = ", more waiting to be projected" if series.waiting else ""
+        silent = late.get((series.symbol, series.timeframe))
+        if silent is not None:
+            waiting += f", {silent.late_ms // 1000:,} s late{f': {silent.refused}' if silent.refused else ''}"
         _print(f"{series.symbol:<20} {series.timeframe:>4}  {held}, {series.projected_rows:,} in Parquet{waiting}")
 
 
@@ -175,8 +201,12 @@ def replay(
     symbols: Annotated[int, typer.Option(min=1, help="Instruments of a synthetic market.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of a synthetic market.")] = 7,
     latency: Annotated[float, typer.Option(min=0, help="Seconds by which every answer is held back.")] = 0.0,
+    push_interval: Annotated[float, typer.Option(min=0.01, help="Seconds between pushes of forming candles.")] = 1.0,
+    fault: Annotated[
+        list[str] | None, typer.Option(metavar="JSON", help='As {"kind": "withhold", "share": 0.2}; may be repeated.')
+    ] = None,
 ) -> None:
-    """A stand-in for OKX on loopback: recorded or synthetic candles behind OKX's REST API, with its limits."""
+    """A stand-in for OKX on loopback: recorded or synthetic candles behind OKX's REST API and WebSocket."""
     from okx_pipeline.replay.server import serve
 
     serve(
@@ -187,6 +217,8 @@ def replay(
         symbols=symbols,
         seed=seed,
         latency_s=latency,
+        push_interval_s=push_interval,
+        faults=fault or (),
         on_ready=lambda url: print(f"serving {source} at {url}; OKX_REST_URL={url}", flush=True),
     )
 
@@ -287,9 +319,10 @@ def psql(context: typer.Context) -> None:
     raise typer.Exit(ended.returncode)
 
 
-def _overview(settings: "Settings") -> "tuple[str, StoreOverview]":
+def _overview(settings: "Settings") -> "tuple[str, StoreOverview, StreamHealth]":
     from okx_pipeline.storage.migrations import pending_migrations
     from okx_pipeline.storage.overview import overview
+    from okx_pipeline.stream.health import stream_health
 
     if settings.database_url is None and not (settings.root / "postgres" / "data").exists():
         raise PipelineError(f"there is no store in {settings.root} yet; start with: okx-pipeline up")
@@ -297,7 +330,7 @@ def _overview(settings: "Settings") -> "tuple[str, StoreOverview]":
         pending = pending_migrations(connection)
         if pending:
             raise PipelineError(f"the schema lacks {', '.join(pending)}; run: okx-pipeline migrate")
-        return database.place, overview(connection)
+        return database.place, overview(connection), stream_health(connection)
 
 
 async def _check_listed(settings: "Settings", database: "Database", symbols: Sequence[str]) -> None:

@@ -59,6 +59,20 @@ class StreamHealth:
         """Whether a sidecar streams."""
         return self.sidecar is not None and self.sidecar.state != "stopped" and self.sidecar.age_s < DEAD_AFTER_S
 
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the stream, in one line; None if nothing is, or if nobody is to stream now."""
+        if self.sidecar is None or self.sidecar.state == "stopped":
+            return None
+        if not self.is_alive:
+            return f"the sidecar {self.sidecar.sidecar} does not beat since {self.sidecar.age_s:,.0f} s"
+        if self.silent and self.maintenance is None:
+            worst = self.silent[0]
+            return (
+                f"{len(self.silent)} series are late, {worst.symbol} {worst.timeframe} by {worst.late_ms // 1000:,} s"
+            )
+        return None
+
 
 def stream_health(connection: Connection) -> StreamHealth:
     """How the stream is, from what is written in the database."""
