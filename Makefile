@@ -4,10 +4,10 @@ SHELL := /bin/sh
 UV_VERSION := 0.13.8
 BIN := .venv/bin
 
-.PHONY: help install up test lint types bench lock clean
+.PHONY: help install up demo e2e test lint types bench lock clean
 
 help: ## what can be done here
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1	/p' Makefile
 
 install: .venv/.installed ## a .venv with everything
 
@@ -26,6 +26,12 @@ install: .venv/.installed ## a .venv with everything
 
 up: install ## the whole system on this machine: UI on http://127.0.0.1:3000
 	@$(BIN)/okx-pipeline up
+
+demo: install ## the same on a made-up market in a home of its own, a minute a second; nothing leaves the machine
+	@OKX_HOME=.okx-demo $(BIN)/okx-pipeline up --replay synthetic --speed 60
+
+e2e: install ## the tests that start the whole system, alone
+	@$(BIN)/python -m pytest -m e2e
 
 test: install ## the test suite
 	@$(BIN)/python -m pytest
