@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from websockets.asyncio.server import Request as HttpRequest
-from websockets.asyncio.server import Response, ServerConnection, serve
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request as HttpRequest
+from websockets.http11 import Response
 
 from okx_pipeline.exchange.feed import CandleFeed
 from okx_pipeline.exchange.frames import (
@@ -101,12 +102,12 @@ def acknowledge(talk: Talk, request: Request, argument: Argument) -> str | None:
     return encode_event(request.op, argument, id=request.id, connId="a4d3ae55")
 
 
-def error(code: str, message: str, **fields: str) -> str:
-    return encode_event(ERROR, code=code, msg=message, connId="a4d3ae55", **fields)
+def error(code: str, message: str, number: str = "") -> str:
+    return encode_event(ERROR, code=code, msg=message, connId="a4d3ae55", id=number)
 
 
-def unknown(argument: Argument, **fields: str) -> str:
-    return error("60018", UNKNOWN.format(channel=argument.channel, symbol=argument.symbol), **fields)
+def unknown(argument: Argument, number: str = "") -> str:
+    return error("60018", UNKNOWN.format(channel=argument.channel, symbol=argument.symbol), number)
 
 
 class CandleServer:
@@ -182,7 +183,11 @@ class CandleServer:
         self.knocks_s.append(asyncio.get_running_loop().time())
         self.headers.append({name.lower(): value for name, value in request.headers.raw_items()})
         self.happened.set()
-        return None if self.door is None else socket.respond(self.door, "not now")
+        if self.door is None:
+            return None
+        response = socket.respond(self.door, "not now")
+        response.headers["Location"] = "ws://127.0.0.1:1/elsewhere"
+        return response
 
     async def talk(self, socket: ServerConnection) -> None:
         loop = asyncio.get_running_loop()
@@ -327,7 +332,7 @@ class Scene:
 
     async def until_closed(self, talks: Collection[Talk]) -> None:
         """Wait until the server has seen the end of these connections, the feed running or not."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while any(talk.is_open for talk in talks):
                 self.server.happened.clear()
                 await self.server.happened.wait()

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from itertools import pairwise
 from typing import Any
 
@@ -81,6 +82,7 @@ def test_series_are_asked_for_in_okx_words_and_rows_come_as_they_were_sent() -> 
 @pytest.mark.parametrize("what", ["ws push SWAP 1m", "ws push SPOT 1m", "ws push SWAP 1H for"])
 def test_recorded_push_is_handed_on_character_for_character(recorded: Callable[[str], bytes], what: str) -> None:
     async def scene_of(scene: Scene) -> None:
+        assert about is not None
         await scene.until_received([about])
         await scene.server.talks[0].send(push.decode())
         await scene.until(lambda: scene.notes.frames == 1)
@@ -311,7 +313,7 @@ def test_refused_series_is_asked_for_again_after_minutes_and_ever_later_until_ok
 
 def test_where_everything_is_refused_no_connection_stays_open_for_nothing() -> None:
     def script(server: CandleServer) -> None:
-        server.answer = lambda talk, request, argument: unknown(argument, id=request.id)
+        server.answer = lambda talk, request, argument: unknown(argument, request.id)
 
     async def scene_of(scene: Scene) -> None:
         await scene.until(lambda: len(scene.notes.refusals) == 10)
@@ -332,7 +334,7 @@ def test_request_refused_as_a_whole_is_divided_until_the_culprits_are_found(code
     def reject(talk: Talk, request: Request) -> str | None:
         if not set(request.args).intersection(map(argument_of, bad)):
             return None
-        return error(code, "Invalid request: {}", **({"id": request.id} if with_id else {}))
+        return error(code, "Invalid request: {}", request.id if with_id else "")
 
     def script(server: CandleServer) -> None:
         server.reject = reject
@@ -425,7 +427,7 @@ def test_connection_that_cannot_be_rid_of_a_series_is_replaced(reply: str | None
     "frame",
     [
         error("60018", unknown(argument_of(series("OTHER-USDT")))),
-        error("60012", "Invalid request", id="77777"),
+        error("60012", "Invalid request", "77777"),
         error("60012", "Invalid request"),
     ],
 )
@@ -744,7 +746,7 @@ def test_old_connection_carries_on_while_no_new_one_can_be_opened() -> None:
     async def scene_of(scene: Scene) -> None:
         await scene.until_received(wanted)
         trading = asyncio.create_task(scene.server.trade())
-        scene.server.door = 503  # type: ignore[assignment]
+        scene.server.door = HTTPStatus.SERVICE_UNAVAILABLE
         (old,) = scene.server.talks
         await scene.server.notice(old)
         await scene.until(lambda: len(scene.notes.of_kind(Oddity.NOT_OPENED)) >= 2)
@@ -791,7 +793,7 @@ def test_new_connection_that_breaks_before_it_has_everything_is_followed_by_anot
 def test_new_connection_on_which_everything_is_refused_does_not_cost_the_old_one() -> None:
     async def scene_of(scene: Scene) -> None:
         await scene.until_received(wanted)
-        scene.server.answer = lambda talk, request, argument: unknown(argument, id=request.id)
+        scene.server.answer = lambda talk, request, argument: unknown(argument, request.id)
         trading = asyncio.create_task(scene.server.trade())
         (old,) = scene.server.talks
         await scene.server.notice(old)
@@ -814,7 +816,7 @@ def test_old_connection_that_is_closed_before_the_new_one_is_there_is_a_loss_lik
     async def scene_of(scene: Scene) -> None:
         await scene.until_received(wanted)
         (old,) = scene.server.talks
-        scene.server.door = 503  # type: ignore[assignment]
+        scene.server.door = HTTPStatus.SERVICE_UNAVAILABLE
         await scene.server.notice(old)
         await scene.until(lambda: scene.notes.of_kind(Oddity.NOT_OPENED))
         await old.socket.close(1001)
@@ -907,7 +909,7 @@ def test_whatever_happens_everything_wanted_is_received_in_the_end(seed: int) ->
             case 2:
                 return error("60014", "Requests too frequent")
             case 3:
-                return error("60012", "Invalid request", id=request.id)
+                return error("60012", "Invalid request", request.id)
             case 4:
                 talk.cut()
                 return None
@@ -919,7 +921,7 @@ def test_whatever_happens_everything_wanted_is_received_in_the_end(seed: int) ->
         talk = chance.choice(server.open_talks) if server.open_talks else None
         match chance.randrange(11):
             case 0:
-                server.door = chance.choice([None, None, 503, 429, 502])  # type: ignore[assignment]
+                server.door = chance.choice([None, None, HTTPStatus(503), HTTPStatus(429), HTTPStatus(502)])
             case 1:
                 server.answer = chance.choice([acknowledge, answer])
             case 2:
