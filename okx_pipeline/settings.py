@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -145,6 +146,7 @@ def read_settings(**overrides: Any) -> Settings:
         Naming the variable and what is wrong with its value, in one line.
     """
     try:
+        _check_env_file()
         return Settings(**overrides)
     except ValidationError as problem:
         first = problem.errors()[0]
@@ -153,6 +155,17 @@ def read_settings(**overrides: Any) -> Settings:
         raise UsageError(f"{variable}: {_plainly(first['msg'])}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise UsageError(f"cannot read the file .env: {problem}") from None
+
+
+def _check_env_file() -> None:
+    # The library passes over a line that it cannot read, with a word in the log.
+    path = Path(str(Settings.model_config.get("env_file")))
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for binding in parse_stream(lines):
+            if binding.error:
+                raise UsageError(f".env: line {binding.original.line} cannot be read; write NAME=value")
 
 
 def _plainly(message: str) -> str:

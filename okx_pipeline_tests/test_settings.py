@@ -84,3 +84,9 @@ def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch
     child = read_settings()
     assert child.root == tmp_path / "somewhere"
     assert child.model_copy(update={"home": settings.home, "parquet_url": ""}) == settings
+
+
+def test_a_line_of_the_env_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("OKX_SYMBOLS=ETH-USDT\n# fine\nOKX_TIMEFRAMES='1h\n")
+    with pytest.raises(UsageError, match=r"^\.env: line 3 cannot be read; write NAME=value$"):
+        read_settings()

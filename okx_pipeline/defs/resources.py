@@ -47,5 +47,8 @@ def told_in_one_line() -> Iterator[None]:
     """Fail a step with the line a user can act on; what would fail again in the same way is not retried."""
     try:
         yield
+    except dg.DagsterExecutionInterruptedError as interrupt:
+        # Dagster would take the interrupt for a failure that the retry policy tries again, and never end the run.
+        raise dg.Failure("stopped; what has landed stays", allow_retries=False) from interrupt
     except PipelineError as problem:
         raise dg.Failure(str(problem), allow_retries=not isinstance(problem, UsageError)) from problem

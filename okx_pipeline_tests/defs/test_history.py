@@ -11,7 +11,7 @@ from okx_pipeline.defs.history.candles import candles
 from okx_pipeline.defs.history.instruments import instruments
 from okx_pipeline.defs.history.schedules import candles_daily, subscribed_symbols
 from okx_pipeline.defs.partitions import days_by_symbol, key_of
-from okx_pipeline.defs.resources import Pipeline
+from okx_pipeline.defs.resources import Pipeline, told_in_one_line
 from okx_pipeline.replay.exchange import Exchange
 from okx_pipeline.storage.database import Database, one
 from okx_pipeline.storage.subscriptions import seed_subscriptions
@@ -128,6 +128,13 @@ def test_an_unknown_symbol_fails_in_one_line_and_is_not_tried_again(
     assert failure.step_failure_data.user_failure_data is not None
     description = failure.step_failure_data.user_failure_data.description or ""
     assert "OKX lists no instrument NOPE-USDT-SWAP; check how it is spelled" in description
+
+
+def test_a_run_that_is_terminated_ends_and_is_not_tried_again() -> None:
+    with pytest.raises(dg.Failure) as failure, told_in_one_line():
+        raise dg.DagsterExecutionInterruptedError
+    assert not failure.value.allow_retries
+    assert failure.value.description == "stopped; what has landed stays"
 
 
 def test_the_listing_is_kept_as_versions(
