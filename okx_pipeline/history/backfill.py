@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 from okx_pipeline.candles import Source
 from okx_pipeline.errors import PipelineError
 from okx_pipeline.exchange import protocol
+from okx_pipeline.exchange.budget import RequestBudget
 from okx_pipeline.exchange.clock import ExchangeClock
 from okx_pipeline.exchange.errors import UnknownSymbolError
 from okx_pipeline.exchange.rest import TRIES, RestClient
@@ -105,6 +106,18 @@ class Report:
         return sum(getattr(day, attribute) for day in self.days.values())
 
 
+def client_of(settings: Settings, budget: RequestBudget, *, tries: int = TRIES) -> RestClient:
+    """A client of the exchange that the settings name, on `budget`."""
+    return RestClient(
+        settings.rest_url,
+        budget=budget,
+        demo=settings.demo_trading,
+        proxy=settings.proxy.get_secret_value() if settings.proxy else None,
+        ca_file=settings.ca_file,
+        tries=tries,
+    )
+
+
 class Backfill:
     """One connection to the exchange and one to the store; make one with `opened`.
 
@@ -133,17 +146,7 @@ class Backfill:
         """
         files = ParquetStore(settings.parquet_root)
         async with SharedBudget(database, settings.rest_rate) as budget:
-            client, clock_client = (
-                RestClient(
-                    settings.rest_url,
-                    budget=budget,
-                    demo=settings.demo_trading,
-                    proxy=settings.proxy.get_secret_value() if settings.proxy else None,
-                    ca_file=settings.ca_file,
-                    tries=tries,
-                )
-                for tries in (TRIES, CLOCK_TRIES)
-            )
+            client, clock_client = (client_of(settings, budget, tries=tries) for tries in (TRIES, CLOCK_TRIES))
             async with client, clock_client:
                 with CandleStore.opened(database, files) as store:
                     store.claim_for(settings.origin)

@@ -22,6 +22,7 @@ from okx_pipeline.exchange.frames import Series
 from okx_pipeline.exchange.messages import Page, judge_row
 from okx_pipeline.exchange.rest import RestClient
 from okx_pipeline.exchange.windows import fetch_window
+from okx_pipeline.history.backfill import client_of
 from okx_pipeline.history.plan import Span, windows_of
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage import projection
@@ -494,13 +495,7 @@ async def stream(settings: Settings, database: Database, *, standby: bool, stop:
                     return
         await asyncio.to_thread(_prepare, settings, database)
         async with SharedBudget(database, settings.rest_rate) as budget:
-            client = RestClient(
-                settings.rest_url,
-                budget=budget,
-                demo=settings.demo_trading,
-                proxy=settings.proxy.get_secret_value() if settings.proxy else None,
-                ca_file=settings.ca_file,
-            )
+            client = client_of(settings, budget)
             async with client:
                 sidecar = Sidecar(settings, database, client, name, lock)
                 say(f"streaming from {settings.ws_url}")

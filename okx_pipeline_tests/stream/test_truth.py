@@ -112,9 +112,9 @@ def test_after_being_killed_ten_times(stand: Stand) -> None:
     stand.agrees_from(START)
 
 
-def test_while_rest_is_down(streaming: Stand) -> None:
+def test_after_rest_was_down_for_half_a_minute_of_the_wall(streaming: Stand) -> None:
     streaming.fault({"kind": "status", "requests": 100_000}, {"kind": "withhold", "share": 0.3})
-    streaming.lets_pass(8)
+    streaming.lets_pass(30)
     streaming.heal()
     streaming.agrees_from(START)
 
