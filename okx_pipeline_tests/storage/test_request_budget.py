@@ -295,12 +295,15 @@ def test_one_who_is_stopped_while_asking_gives_his_slot_back(database: Database,
     async def main() -> None:
         async with SharedBudget(database) as budget:
 
+            has_the_permit = asyncio.Event()
+
             async def ask_for_ever() -> None:
                 async with budget.request(EIGHT):
+                    has_the_permit.set()
                     await asyncio.sleep(3600)
 
             asking = asyncio.ensure_future(ask_for_ever())
-            await until(connection, CLAIMED, 1)
+            await has_the_permit.wait()
             stopped = one(connection, "SELECT clock_timestamp()")
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
