@@ -271,16 +271,14 @@ class Connection:
             pushed(subscription.series, frame.data, now_s)
 
     def _expect(self, argument: Argument) -> _Subscription | None:
-        """What a push of a series is about that is not known to be subscribed; None if it is not wanted.
+        """What a push of a series is about that was asked for, but not acknowledged yet: it says as much.
 
-        It says as much as the acknowledgement that has not come yet. Between unsubscribing and subscribing anew it says
-        nothing: it may have been on its way.
+        None if it was not, or is not wanted any more.
         """
         subscription = self._subscriptions.get(argument)
         if subscription is None or subscription.series not in self._keeper.series:
             return None
-        if subscription.unanswered or (self._op == SUBSCRIBE and argument in self._asked):
-            self._acknowledged(argument, subscription.series)
+        self._acknowledged(argument, subscription.series)
         return subscription
 
     def _heed(self, frame: Frame, text: str | bytes) -> None:
@@ -307,6 +305,7 @@ class Connection:
         if self._op == SUBSCRIBE:
             self._strike(argument)
         elif argument in self._asked:
+            # Sent before OKX heard that it is to be unsubscribed.
             return
         subscription = self._subscriptions.setdefault(argument, _Subscription(series, 0.0))
         if not subscription.carried:
@@ -379,8 +378,7 @@ class Connection:
     async def _unsubscribe(self, leaving: Sequence[Series]) -> None:
         subscriptions = [self._subscriptions[argument_of(series)] for series in leaving]
         for subscription in subscriptions:
-            # Frames of a suspect one are welcome until the end, those of others no more.
-            subscription.carried = subscription.suspect
+            subscription.carried = False
         error = await self._round(UNSUBSCRIBE, leaving)
         if error is not None and error.code in _PASSING_CODES:
             await self._pause(error)
@@ -392,7 +390,7 @@ class Connection:
             self._keeper.wants_another(self)
         for subscription in subscriptions:
             if subscription.suspect:
-                subscription.suspect, subscription.carried, subscription.anew = False, False, True
+                subscription.suspect, subscription.anew = False, True
             else:
                 del self._subscriptions[argument_of(subscription.series)]
 

@@ -35,7 +35,7 @@ OPEN_EVERY_S: Final = 1.2 / protocol.CONNECTIONS_A_SECOND
 MOST_FRAME_BYTES: Final = 1024 * 1024
 """Longest message that is read, after decompression; a push is some 200 bytes."""
 
-MOST_WAITING_FRAMES: Final = 1024
+MOST_WAITING_FRAMES: Final = 256
 """Messages read ahead before the socket is left alone; they are dealt with faster than a socket brings them."""
 
 FIRST_DELAY_S: Final = 2.0

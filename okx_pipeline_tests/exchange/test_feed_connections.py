@@ -3,6 +3,7 @@
 import asyncio
 import random
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -188,7 +189,7 @@ def test_port_where_nobody_listens_is_tried_again_until_somebody_does() -> None:
 
 @asynccontextmanager
 async def listening(
-    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
     """A TCP server whose connections are left to `talk`; gives its port."""
     writers: list[asyncio.StreamWriter] = []
@@ -197,7 +198,7 @@ async def listening(
         writers.append(writer)
         await talk(reader, writer)
 
-    server = await asyncio.start_server(begin, "127.0.0.1", 0)
+    server = await asyncio.start_server(begin, "127.0.0.1", 0, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -310,13 +311,14 @@ class Proxy:
 
 
 @pytest.mark.parametrize("with_tls", [True, False])
-def test_proxy_is_gone_through_when_named(tmp_path: Path, with_tls: bool) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_proxy_is_gone_through_when_named(tmp_path: Path, scheme: str, with_tls: bool) -> None:
     async def main() -> None:
         proxy = Proxy()
-        tls, authority = certify(tmp_path) if with_tls else (None, None)
-        async with listening(proxy.talk) as port:
-            url = f"http://me:secret@127.0.0.1:{port}"
-            async with feeding([BITCOIN], tls=tls, ca_file=authority, proxy=url) as scene:
+        tls, authority = certify(tmp_path)
+        async with listening(proxy.talk, tls if scheme == "https" else None) as port:
+            url = f"{scheme}://me:secret@127.0.0.1:{port}"
+            async with feeding([BITCOIN], tls=tls if with_tls else None, ca_file=authority, proxy=url) as scene:
                 await scene.until_received([BITCOIN])
                 (asked,) = proxy.asked
                 assert asked.startswith(f"CONNECT 127.0.0.1:{scene.server.port} HTTP/1.1")
@@ -475,6 +477,19 @@ def test_few_quiet_series_are_no_reason_to_doubt_a_connection() -> None:
 
     wanted = many(5)
     play(scene_of, *wanted)
+
+
+def test_quiet_connection_is_not_suspect_for_having_got_many_series_just_now() -> None:
+    async def scene_of(scene: Scene) -> None:
+        await scene.until_received(wanted[:5])
+        await asyncio.sleep(300)
+        scene.want(wanted)
+        await scene.until_received(wanted)
+        await asyncio.sleep(25)
+        assert scene.notes.oddities == []
+
+    wanted = many(25, "4h")
+    play(scene_of, *wanted[:5])
 
 
 def test_subscribing_is_asked_of_one_connection_only_while_another_takes_over() -> None:
