@@ -294,7 +294,6 @@ def test_endpoints_do_not_wait_for_one_another(database: Database) -> None:
 def test_one_who_is_stopped_while_asking_gives_his_slot_back(database: Database, connection: Connection) -> None:
     async def main() -> None:
         async with SharedBudget(database) as budget:
-
             has_the_permit = asyncio.Event()
 
             async def ask_for_ever() -> None:
