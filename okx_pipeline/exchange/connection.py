@@ -1,7 +1,7 @@
 """One WebSocket to OKX, from its handshake to its end: what it is asked to carry, what it carries, whether it lives.
 
 It speaks OKX's protocol and judges this one connection. Which series it is to carry, whether another takes its place
-and when, is its keeper's decision (`feed`); what a row means is its listener's.
+and when, is its keeper's decision (`lane`); what a row means is its listener's.
 """
 
 import asyncio
@@ -264,7 +264,7 @@ class Connection:
             if subscription is None or not subscription.carried:
                 subscription = self._expect(argument)
                 if subscription is None:
-                    self._listener.noticed(Oddity.UNEXPECTED, f"{argument.channel} {argument.symbol}"[:100])
+                    self._listener.noticed(Oddity.UNEXPECTED, f"{argument.channel!r} {argument.symbol!r}"[:100])
                     continue
             subscription.heard_s = self._candle_s = now_s
             subscription.silences = 0
@@ -318,7 +318,7 @@ class Connection:
         """Find out what an error is about: one series, the round of requests, or neither."""
         named = _NAMED.search(frame.msg)
         argument = frame.arg or (Argument(*named.groups()) if named else None)
-        detail = f"{frame.code} {frame.msg}"[:200]
+        detail = _said(frame)
         series = self._asked.get(argument) if argument is not None else None
         if self._answer is None or not self._asked or (frame.id and frame.id not in self._ids):
             self._listener.noticed(Oddity.ERROR, detail)
@@ -341,7 +341,7 @@ class Connection:
 
     def _refuse(self, series: Series, code: str, message: str) -> None:
         self._subscriptions.pop(argument_of(series), None)
-        self._keeper.refused(series, code, " ".join(message.split())[:300])
+        self._keeper.refused(series, code, _line(message))
 
     # Asking. One round at a time, so that an error that says nothing of its cause can only be about that one.
 
@@ -385,8 +385,8 @@ class Connection:
             return
         if self._asked:
             # OKX may go on sending them, and there is no other way to be rid of that.
-            said = f"{error.code} {error.msg}" if error is not None else "nothing"
-            self._listener.noticed(Oddity.UNANSWERED, f"unsubscribing {_named(self._asked.values())}: {said}"[:300])
+            said = _said(error) if error is not None else "nothing"
+            self._listener.noticed(Oddity.UNANSWERED, f"unsubscribing {_named(self._asked.values())}: {said}")
             self._keeper.wants_another(self)
         for subscription in subscriptions:
             if subscription.suspect:
@@ -462,7 +462,7 @@ class Connection:
             await asyncio.sleep(recent[-spare - 1] - since_s)
 
     async def _pause(self, error: Frame) -> None:
-        self._listener.noticed(Oddity.TOO_FREQUENT, f"{error.code} {error.msg}"[:200])
+        self._listener.noticed(Oddity.TOO_FREQUENT, _said(error))
         await asyncio.sleep(next(self._throttled))
 
     # Watching.
@@ -521,6 +521,14 @@ class Connection:
 def _shown(text: str | bytes) -> str:
     """The beginning of what was received, in one printable line."""
     return repr(text[:150])
+
+
+def _line(message: str) -> str:
+    return " ".join(message.split())[:300]
+
+
+def _said(error: Frame) -> str:
+    return _line(f"{error.code} {error.msg}")
 
 
 def _named(series: Collection[Series]) -> str:

@@ -152,7 +152,7 @@ class Dialer:
             return WrongHostError(f"{self._host} has no WebSocket at this path (HTTP {status}); check OKX_WS_URL")
         cut_off = isinstance(problem, InvalidMessage) and isinstance(problem.__cause__, EOFError)
         if isinstance(problem, InvalidHandshake) and not cut_off:
-            return WrongHostError(f"{self._host} does not speak WebSocket: {problem}; check OKX_WS_URL")
+            return WrongHostError(f"{self._host} does not speak WebSocket: {str(problem)[:200]}; check OKX_WS_URL")
         if isinstance(problem, TimeoutError):
             why = f"no connection within {OPEN_WITHIN_S:g} s"
         else:

@@ -184,7 +184,7 @@ def test_frames_of_a_series_that_is_no_longer_wanted_are_counted_and_dropped() -
         await scene.server.push(other)
         await scene.until(lambda: scene.notes.frames)
         assert list(scene.notes.rows) == [other]
-        assert scene.notes.of_kind(Oddity.UNEXPECTED) == ["candle1m BTC-USDT-SWAP"] * 2
+        assert scene.notes.of_kind(Oddity.UNEXPECTED) == ["'candle1m' 'BTC-USDT-SWAP'"] * 2
         assert scene.feed.connections == 1
 
     other = series("ETH-USDT")
@@ -525,7 +525,7 @@ def test_connection_that_cannot_be_rid_of_a_series_is_replaced(reply: str | None
     [
         error("60018", unknown(argument_of(series("OTHER-USDT")))),
         error("60012", "Invalid request", "77777"),
-        error("60012", "Invalid request"),
+        error("60012", "Invalid\nrequest " + 5000 * "X"),
     ],
 )
 def test_error_about_nothing_that_was_asked_is_counted_and_changes_nothing(frame: str) -> None:
@@ -659,6 +659,7 @@ def push_of(rows: Any, about: Any = None) -> bytes:
         (push_of([ROW], about={"channel": "tickers", "instId": "BTC-USDT-SWAP"}), Oddity.UNEXPECTED),
         (push_of([ROW], about={"channel": "candle1D", "instId": "BTC-USDT-SWAP"}), Oddity.UNEXPECTED),
         (push_of([ROW], about={"channel": "candle1m", "instId": "X" * 10_000}), Oddity.UNEXPECTED),
+        (push_of([ROW], about={"channel": "candle1m\n", "instId": "BTC-USDT-SWAP"}), Oddity.UNEXPECTED),
         (push_of([ROW], about={}), Oddity.UNEXPECTED),
     ],
 )
