@@ -460,13 +460,18 @@ def test_round_trip_does_not_hold_the_making_of_the_connection(certificate: tupl
         await client.server_time()
         return time.monotonic() - started
 
-    budget = NotingBudget()
     tls, authority = certificate
-    whole_s = asking(ask, Answer(encode_success([{"ts": "1"}])), tls=tls, ca_file=authority, budget=budget)
-    round_trip_s = budget.permits[0].round_trip_s
-    # A handshake of TLS takes milliseconds on any machine, the answer alone a fraction of one.
-    assert round_trip_s is not None
-    assert 0 < round_trip_s < whole_s / 2
+    shares = []
+    for _ in range(5):
+        budget = NotingBudget()
+        whole_s = asking(ask, Answer(encode_success([{"ts": "1"}])), tls=tls, ca_file=authority, budget=budget)
+        round_trip_s = budget.permits[0].round_trip_s
+        assert round_trip_s is not None
+        assert round_trip_s > 0
+        shares.append(round_trip_s / whole_s)
+    # A handshake of TLS is most of a first request. A busy machine may hold up the answer of one or another of them;
+    # a round trip that held the handshake would be nearly the whole of every one.
+    assert min(shares) < 0.5
 
 
 def test_requests_of_an_endpoint_wait_for_the_budget() -> None:
