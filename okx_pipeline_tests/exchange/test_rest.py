@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import ipaddress
 import logging
 import socket
 import ssl
@@ -10,7 +9,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,6 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from okx_pipeline.errors import ExitStatus, PipelineError, UsageError
 from okx_pipeline.exchange import protocol
@@ -41,6 +37,7 @@ from okx_pipeline.exchange.messages import encode_failure, encode_success
 from okx_pipeline.exchange.protocol import CANDLES, HISTORY_CANDLES, STATUS, TIME
 from okx_pipeline.exchange.rest import MOST_BODY_BYTES, REQUEST_TIMEOUT_S, RestClient, ServedPage
 from okx_pipeline.timeframes import parse_timeframe
+from okx_pipeline_tests.exchange.own_authority import certify
 from okx_pipeline_tests.exchange.scripted_server import Answer, Server, serving
 from okx_pipeline_tests.exchange.simulated_time import run
 
@@ -355,29 +352,7 @@ def test_environment_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
     """A server's side of TLS for 127.0.0.1, and the file of the authority that vouches for it: itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "stand-in")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    folder = tmp_path_factory.mktemp("tls")
-    (folder / "authority.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(folder / "authority.pem", folder / "key.pem")
-    return server, folder / "authority.pem"
+    return certify(tmp_path_factory.mktemp("tls"))
 
 
 def test_authority_of_ones_own_is_trusted_when_named(certificate: tuple[ssl.SSLContext, Path]) -> None:
