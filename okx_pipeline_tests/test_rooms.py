@@ -22,6 +22,7 @@ BELOW: dict[str, set[str]] = {
     "storage": {"errors", "timeframes", "candles", "settings", "exchange"},
     "history": {"errors", "timeframes", "candles", "settings", "exchange", "storage"},
     "stream": {"errors", "timeframes", "candles", "settings", "exchange", "storage", "history"},
+    "quality": {"errors", "timeframes", "candles", "settings", "exchange", "storage", "history"},
     "replay": {"errors", "timeframes", "candles", "exchange"},
 }
 OKX_WORDS = re.compile(
