@@ -244,5 +244,5 @@ CREATE TABLE trading.candle_months (
 );
 
 COMMENT ON TABLE trading.candle_months IS 'State of a series-month: live in PostgreSQL or archived in Parquet, and what its file holds';
-COMMENT ON COLUMN trading.candle_months.content_hash IS 'sha256 over the canonical rows of the Parquet file, in key order';
+COMMENT ON COLUMN trading.candle_months.content_hash IS 'Hash of the Parquet file: sha256 over a line "YYYY-MM-DD content_hash" for each UTC day with rows';
 COMMENT ON COLUMN trading.candle_months.projection_ms IS 'How long the last rewrite of the file took';

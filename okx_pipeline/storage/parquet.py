@@ -1,19 +1,26 @@
-"""The Parquet files of the store: their layout, schema, hash, and how one is written and read. One file a series-month.
+"""The Parquet files of the store, one a series-month: layout, schema, hashes, and how one is written and read.
 
 A reader never sees a half-written file: locally a file is written beside the old one, synced and renamed over it; on
 S3 an object appears whole. When a file is written, and from what, stands in `projection`.
+
+Its metadata tells what it holds: ``okx_pipeline.day_sha256`` is a JSON object with the hash of every UTC day that has
+rows, each what ``trading.content_hash`` is for that day in PostgreSQL; ``okx_pipeline.content_sha256`` is the hash of
+the month, which follows from those.
 """
 
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,6 +29,7 @@ from pyarrow import fs
 from okx_pipeline.candles import FRACTION_DIGITS, INTEGER_DIGITS, VALUE_COLUMNS
 from okx_pipeline.errors import UsageError
 from okx_pipeline.storage.database import StorageError
+from okx_pipeline.timeframes import DAY_MS, day_of
 
 NUMBER: Final = pa.decimal128(INTEGER_DIGITS + FRACTION_DIGITS, FRACTION_DIGITS)
 MOMENT: Final = pa.timestamp("us", tz="UTC")
@@ -37,11 +45,15 @@ ARROW_SCHEMA: Final = pa.schema(
 )
 """Columns of a file; symbol, timeframe and month stand in its path."""
 
-HASH_KEY: Final = b"okx_pipeline.content_sha256"
+MONTH_HASH_KEY: Final = b"okx_pipeline.content_sha256"
+DAY_HASHES_KEY: Final = b"okx_pipeline.day_sha256"
 FOLDER: Final = "candlesticks"
 FILE: Final = "candles.parquet"
 _TEMPORARY: Final = f".{FILE}.tmp"  # readers of a folder pass over names that begin with a dot
 _ROWS_A_GROUP: Final = 122_880
+_KEY: Final = "timestamp_ms"
+_KEY_ALONE: Final = pa.schema([ARROW_SCHEMA.field(_KEY)])
+_DAY_HASHES: Final = msgspec.json.Decoder(dict[date, str])
 
 
 class SeriesMonth(NamedTuple):
@@ -62,10 +74,11 @@ class SeriesMonth(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What a file says of itself: rows and the content hash of its metadata."""
+    """What a file says of itself: how many rows it has, the hash of the month, and that of every day with rows."""
 
     rows: int
     content_hash: str
+    day_hashes: dict[date, str]
 
 
 class DamagedFileError(StorageError):
@@ -116,19 +129,24 @@ class ParquetStore:
         Raises
         ------
         DamagedFileError
-            If its footer cannot be read: it was cut off, or is no Parquet file of ours.
+            If its footer cannot be read: it was cut off, or is no Parquet file of ours; or its hashes contradict
+            one another.
         StorageError
             If it cannot be opened: no permission, or the object store is out of reach.
         """
         try:
             with self._opened(month) as source:
                 metadata = pq.read_metadata(source)
+                keys = metadata.metadata or {}
+                if not {MONTH_HASH_KEY, DAY_HASHES_KEY} <= keys.keys():
+                    raise DamagedFileError(f"{self.place(month)}: it carries no content hash")
+                hashes = _DAY_HASHES.decode(keys[DAY_HASHES_KEY])
         except FileNotFoundError:
             return None
-        keys = metadata.metadata or {}
-        if HASH_KEY not in keys:
-            raise DamagedFileError(f"{self.place(month)}: it carries no content hash")
-        return FileState(metadata.num_rows, keys[HASH_KEY].decode())
+        state = FileState(metadata.num_rows, keys[MONTH_HASH_KEY].decode(errors="replace"), hashes)
+        if month_hash(hashes) != state.content_hash:
+            raise DamagedFileError(f"{self.place(month)}: its hashes contradict one another")
+        return state
 
     def read(self, month: SeriesMonth) -> pa.Table:
         """The rows of a file in key order, every page's checksum verified.
@@ -136,25 +154,42 @@ class ParquetStore:
         Raises
         ------
         DamagedFileError
-            If there is none, or a page or the footer is damaged.
+            If there is none, a page or the footer is damaged, or a row is out of order.
         StorageError
             If it cannot be opened: no permission, or the object store is out of reach.
         """
-        try:
-            with self._opened(month) as source:
-                return pq.ParquetFile(source, page_checksum_verification=True).read().cast(ARROW_SCHEMA)
-        except FileNotFoundError as problem:
-            raise DamagedFileError(f"{self.place(month)}: there is no such file") from problem
+        return self._columns(month, ARROW_SCHEMA)
 
-    def write(self, month: SeriesMonth, table: pa.Table, content_hash: str) -> None:
+    def opens(self, month: SeriesMonth) -> list[int]:
+        """The open times of a file's rows, ascending: that column alone is read, its pages' checksums verified.
+
+        Raises
+        ------
+        DamagedFileError, StorageError
+            As `read` does.
+        """
+        opens: list[int] = self._columns(month, _KEY_ALONE)[_KEY].to_pylist()
+        return opens
+
+    def write(self, month: SeriesMonth, table: pa.Table, hashes: Mapping[date, str]) -> None:
         """Write `table` as the file of `month`, in place of the one that is there, durably.
+
+        Parameters
+        ----------
+        month
+            Which file.
+        table
+            Its rows in key order, as `ARROW_SCHEMA` has them.
+        hashes
+            The hash of every day that has rows.
 
         Raises
         ------
         StorageError
             If the disk is full, the folder not writable or the object store out of reach; the old file is untouched.
         """
-        table = table.replace_schema_metadata({HASH_KEY: content_hash.encode()})
+        by_day = msgspec.json.encode(dict(sorted(hashes.items())))
+        table = table.replace_schema_metadata({MONTH_HASH_KEY: month_hash(hashes).encode(), DAY_HASHES_KEY: by_day})
         try:
             if self._local is not None:
                 _write_beside_and_rename(self._local / month.path, table)
@@ -169,6 +204,18 @@ class ParquetStore:
                 f"cannot write {self.place(month)}: {_first_line(problem)}; PostgreSQL has the rows: "
                 "mend that and run the same again"
             ) from problem
+
+    def _columns(self, month: SeriesMonth, schema: pa.Schema) -> pa.Table:
+        """The columns of `schema`, of which the key has to be one."""
+        try:
+            with self._opened(month) as source:
+                table = pq.ParquetFile(source, page_checksum_verification=True).read(schema.names).cast(schema)
+        except FileNotFoundError as problem:
+            raise DamagedFileError(f"{self.place(month)}: there is no such file") from problem
+        opens = table[_KEY].to_numpy()
+        if not np.all(opens[1:] > opens[:-1]):
+            raise DamagedFileError(f"{self.place(month)}: its rows are out of order or doubled")
+        return table
 
     @contextmanager
     def _opened(self, month: SeriesMonth) -> Iterator[Any]:
@@ -229,13 +276,25 @@ def _encode(table: pa.Table, sink: Any) -> None:
     )
 
 
-def content_hash(table: pa.Table) -> str:
-    """sha256 over the canonical rows of `table` in its order: what ``trading.content_hash`` is in PostgreSQL."""
-    columns: list[Iterable[str]] = [map(str, table["timestamp_ms"].to_pylist())]
+def day_hashes(table: pa.Table) -> dict[date, str]:
+    """Of every UTC day with rows in `table`, in key order, the sha256 over its canonical rows.
+
+    What ``trading.content_hash`` is for the day in PostgreSQL.
+    """
+    columns: list[Iterable[str]] = [map(str, table[_KEY].to_pylist())]
     columns += [canonical_texts(table[column.name]) for column in VALUE_COLUMNS]
-    digest = hashlib.sha256()
-    digest.update("".join([",".join(row) + "\n" for row in zip(*columns, strict=True)]).encode())
-    return digest.hexdigest()
+    lines = (",".join(row) + "\n" for row in zip(*columns, strict=True))
+    days, counts = np.unique(table[_KEY].to_numpy() // DAY_MS, return_counts=True)
+    return {
+        day_of(day * DAY_MS): hashlib.sha256("".join(islice(lines, rows)).encode()).hexdigest()
+        for day, rows in zip(days.tolist(), counts.tolist(), strict=True)
+    }
+
+
+def month_hash(hashes: Mapping[date, str]) -> str:
+    """The hash of a month by those of its days: the sha256 over the lines "YYYY-MM-DD hash" of days with rows."""
+    lines = "".join(f"{day} {hashes[day]}\n" for day in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def canonical_texts(numbers: pa.ChunkedArray) -> list[str]:

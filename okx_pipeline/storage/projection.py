@@ -5,6 +5,7 @@ pass that was killed anywhere is completed by the next one. An archived month, w
 projected; landing into it restores it first, under the same lock.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from psycopg import sql
 from pyarrow import csv
 
 from okx_pipeline.candles import VALUE_COLUMNS
-from okx_pipeline.storage.database import Connection, one, session_lock, snapshot
+from okx_pipeline.storage.database import Connection, session_lock, snapshot
 from okx_pipeline.storage.landing import ensure_months
 from okx_pipeline.storage.parquet import (
     ARROW_SCHEMA,
@@ -28,9 +29,10 @@ from okx_pipeline.storage.parquet import (
     ParquetStore,
     SeriesMonth,
     canonical_texts,
-    content_hash,
+    day_hashes,
+    month_hash,
 )
-from okx_pipeline.timeframes import month_bounds
+from okx_pipeline.timeframes import day_of, month_bounds
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,13 @@ WHERE mark.projected < mark.revision AND month.state IS DISTINCT FROM 'archived'
 GROUP BY 1, 2, 3
 ORDER BY 1, 2, 3
 """
+
+# Day by day along the key: one scan grouped by day sorts the month first, on disk, and took up to a third longer.
+_DAY_HASHES: Final[LiteralString] = """
+SELECT from_ms, trading.content_hash(%s, %s, from_ms, from_ms + 86400000)
+FROM generate_series(%s::bigint, %s::bigint - 1, 86400000) AS from_ms
+"""
+_HASH_OF_NOTHING: Final = hashlib.sha256().hexdigest()
 
 _VALUE_NAMES: Final = sql.SQL(", ").join(sql.Identifier(column.name) for column in VALUE_COLUMNS)
 _COPY_OUT: Final = sql.SQL(
@@ -131,13 +140,14 @@ def project_month(connection: Connection, store: ParquetStore, month: SeriesMont
             if state == "archived":
                 return None
             marks = _marks(connection, month)
-            wanted = _held_hash(connection, month)
+            held = _held_hashes(connection, month)
+            wanted = month_hash(held)
             damage, known = _look_at(store, month, expected=noted_hash is not None)
             written = known is None or known.content_hash != wanted
             table = _rows(connection, month) if written else None
         rows = table.num_rows if table is not None else known.rows if known is not None else 0
         if table is not None and rows:
-            store.write(month, table, wanted)
+            store.write(month, table, held)
         if rows:
             elapsed_ms = int((perf_counter() - started) * 1000)
             _note(connection, month, rows, wanted, elapsed_ms if written else None)
@@ -158,7 +168,7 @@ def restore_month(connection: Connection, store: ParquetStore, month: SeriesMont
         if state != "archived":
             return 0
         table = store.read(month)
-        if content_hash(table) != noted_hash:
+        if month_hash(day_hashes(table)) != noted_hash:
             raise DamagedFileError(
                 f"{store.place(month)}: it does not hold the rows that were archived in it; bring it back from a backup"
             )
@@ -181,13 +191,13 @@ def archive_month(connection: Connection, store: ParquetStore, month: SeriesMont
         state, noted_hash = _noted(connection, month)
         if state == "archived":
             return 0
-        held = content_hash(store.read(month))
+        proven = month_hash(day_hashes(store.read(month)))
         ensure_months(connection, [month.month])
         with connection.transaction():
             # Writers of this month wait until we are done, and then find it archived.
             partition = sql.Identifier("trading", f"candlesticks_{month.month:%Y_%m}")
             connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(partition))
-            if not held == noted_hash == _held_hash(connection, month):
+            if not proven == noted_hash == month_hash(_held_hashes(connection, month)):
                 raise DamagedFileError(
                     f"{store.place(month)}: it does not hold what PostgreSQL holds; project the month again"
                 )
@@ -215,14 +225,9 @@ def _set_state(connection: Connection, month: SeriesMonth, state: str) -> None:
     )
 
 
-def _held_hash(connection: Connection, month: SeriesMonth) -> str:
-    return str(
-        one(
-            connection,
-            "SELECT trading.content_hash(%s, %s, %s, %s)",
-            (month.symbol, month.timeframe, *month_bounds(month.month)),
-        )
-    )
+def _held_hashes(connection: Connection, month: SeriesMonth) -> dict[date, str]:
+    found = connection.execute(_DAY_HASHES, (month.symbol, month.timeframe, *month_bounds(month.month)))
+    return {day_of(from_ms): hashed for from_ms, hashed in found if hashed != _HASH_OF_NOTHING}
 
 
 def _copy_back(connection: Connection, month: SeriesMonth, table: pa.Table) -> None:

@@ -1,5 +1,7 @@
 """The Parquet files: layout and schema as promised, read by others' readers, exact, and damage that is noticed."""
 
+import hashlib
+import json
 import random
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -29,12 +31,13 @@ from okx_pipeline.storage.parquet import (
     ParquetStore,
     SeriesMonth,
     canonical_texts,
-    content_hash,
+    day_hashes,
+    month_hash,
 )
 from okx_pipeline.storage.projection import pending_months, project
-from okx_pipeline.timeframes import month_bounds
+from okx_pipeline.timeframes import DAY_MS, day_ms
 from okx_pipeline_tests.storage.small_disk import fill, small_disk
-from okx_pipeline_tests.storage.test_landing import AUGUST, MINUTE, candle
+from okx_pipeline_tests.storage.test_landing import AUGUST, MINUTE, candle, now
 
 MONTH = SeriesMonth("BTC-USDT-SWAP", "1m", date(2026, 8, 1))
 VALUES = [column.name for column in VALUE_COLUMNS]
@@ -59,7 +62,16 @@ def table(rows: int = 300, noise: random.Random | None = None) -> pa.Table:
 
 
 def write(store: ParquetStore, rows: pa.Table) -> None:
-    store.write(MONTH, rows, content_hash(rows))
+    store.write(MONTH, rows, day_hashes(rows))
+
+
+def state_of(rows: pa.Table) -> FileState:
+    return FileState(rows.num_rows, month_hash(day_hashes(rows)), day_hashes(rows))
+
+
+def postgresqls_hash(connection: Connection, day: date) -> str:
+    parameters = (MONTH.symbol, MONTH.timeframe, day_ms(day), day_ms(day) + DAY_MS)
+    return str(one(connection, "SELECT trading.content_hash(%s, %s, %s, %s)", parameters))
 
 
 @pytest.fixture
@@ -89,15 +101,16 @@ def test_a_file_lies_where_others_look_for_it_and_has_the_columns_promised(store
         ("source", pa.string()), ("received_at", moment), ("updated_at", moment),
     ]  # fmt: skip
     assert not any(field.nullable for field in schema)
-    assert schema.metadata == {b"okx_pipeline.content_sha256": content_hash(table()).encode()}
+    assert {key.decode() for key in schema.metadata} == {"okx_pipeline.content_sha256", "okx_pipeline.day_sha256"}
 
 
 def test_what_was_written_is_read_back_row_by_row(store: ParquetStore) -> None:
     assert store.state(MONTH) is None
     for rows in (table(1), table(300), table(44_640)):
         write(store, rows)
-        assert store.state(MONTH) == FileState(rows.num_rows, content_hash(rows))
+        assert store.state(MONTH) == state_of(rows)
         assert store.read(MONTH).equals(rows)
+        assert store.opens(MONTH) == rows["timestamp_ms"].to_pylist()
 
 
 @pytest.fixture
@@ -194,8 +207,8 @@ def test_values_and_hash_in_the_file_are_postgresqls_to_the_last_digit(
     land(connection, batch, source=Source.REST)
     project(connection, store, [MONTH])
     read = store.read(MONTH)
-    held = one(connection, "SELECT trading.content_hash(%s, %s, %s, %s)", (*MONTH[:2], *month_bounds(MONTH.month)))
-    assert content_hash(read) == held == (store.state(MONTH) or FileState(0, "")).content_hash
+    assert day_hashes(read) == {MONTH.month: postgresqls_hash(connection, MONTH.month)}
+    assert store.state(MONTH) == state_of(read)
     for column, texts in zip(VALUE_COLUMNS, zip(*(row.values for row in batch), strict=True), strict=True):
         assert canonical_texts(read[column.name]) == list(texts)
     as_stored = connection.execute(
@@ -208,12 +221,33 @@ def test_padding_zeros_of_a_row_that_came_by_another_way_do_not_change_its_hash(
     connection: Connection, store: ParquetStore
 ) -> None:
     land(connection, [candle()._replace(volume="0", volume_quote="100")], source=Source.REST)
-    hashed = "SELECT trading.content_hash(%s, %s, %s, %s)"
-    before = one(connection, hashed, (*MONTH[:2], *month_bounds(MONTH.month)))
+    before = postgresqls_hash(connection, MONTH.month)
     connection.execute("UPDATE trading.candlesticks SET close_price = 63030.00, volume = 0.000, volume_quote = 100.0")
-    assert one(connection, hashed, (*MONTH[:2], *month_bounds(MONTH.month))) == before
+    assert postgresqls_hash(connection, MONTH.month) == before
     project(connection, store, [MONTH])
-    assert content_hash(store.read(MONTH)) == before
+    assert day_hashes(store.read(MONTH)) == {MONTH.month: before}
+
+
+def test_every_day_of_a_file_can_be_held_against_postgresql_by_its_metadata_alone(
+    connection: Connection, store: ParquetStore
+) -> None:
+    minutes = [0, 1, 1439, 1440, 3 * 1440 - 1, 30 * 1440, 31 * 1440 - 1]
+    land(connection, [candle(minute) for minute in minutes], source=Source.REST)
+    project(connection, store, [MONTH])
+    by_day = {date(2026, 8, day): postgresqls_hash(connection, date(2026, 8, day)) for day in (1, 2, 3, 31)}
+    assert len(set(by_day.values())) == 4
+    metadata = pq.read_metadata(store.place(MONTH)).metadata
+    assert json.loads(metadata[b"okx_pipeline.day_sha256"]) == {str(day): hashed for day, hashed in by_day.items()}
+    lines = "".join(f"{day} {hashed}\n" for day, hashed in by_day.items())
+    assert metadata[b"okx_pipeline.content_sha256"].decode() == hashlib.sha256(lines.encode()).hexdigest()
+    assert store.state(MONTH) == state_of(store.read(MONTH))
+    land(connection, [candle(1440, "63031")], source=Source.REST, requested_at=now(connection))
+    project(connection, store, [MONTH])
+    state = store.state(MONTH)
+    assert state is not None
+    changed = {day for day in by_day if by_day[day] != state.day_hashes[day]}
+    assert changed == {date(2026, 8, 2)}
+    assert state.day_hashes[date(2026, 8, 2)] == postgresqls_hash(connection, date(2026, 8, 2))
 
 
 # Damage
@@ -239,6 +273,62 @@ def test_a_flipped_byte_is_noticed_when_the_rows_are_read(store: ParquetStore) -
     assert noticed > 0.9 * flips
 
 
+def test_a_flipped_byte_of_the_open_times_is_noticed_when_they_alone_are_read(store: ParquetStore) -> None:
+    write(store, table(2_000))
+    path = Path(store.place(MONTH))
+    whole = path.read_bytes()
+    opens = pq.read_metadata(path).row_group(0).column(0)
+    for at, noticed in ((opens.data_page_offset + opens.total_compressed_size - 1, True), (len(whole) // 2, False)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        if noticed:
+            with pytest.raises(DamagedFileError, match=f"^{path}: "):
+                store.opens(MONTH)
+        else:
+            assert store.opens(MONTH) == table(2_000)["timestamp_ms"].to_pylist()
+        with pytest.raises(DamagedFileError, match=f"^{path}: "):
+            store.read(MONTH)
+
+
+@pytest.mark.parametrize("order", ["days swapped", "rows swapped", "a row twice"])
+def test_rows_that_are_not_in_key_order_are_noticed_whatever_the_hashes_say(store: ParquetStore, order: str) -> None:
+    rows = table(2_000)
+    pieces = {
+        "days swapped": [rows.slice(1_440), rows.slice(0, 1_440)],
+        "rows swapped": [rows.slice(1, 1), rows.slice(0, 1), rows.slice(2)],
+        "a row twice": [rows.slice(0, 1), rows],
+    }
+    store.write(MONTH, pa.concat_tables(pieces[order]), day_hashes(rows))
+    for action in (store.read, store.opens):
+        with pytest.raises(DamagedFileError, match="its rows are out of order or doubled"):
+            action(MONTH)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"okx_pipeline.day_sha256": None},
+        {"okx_pipeline.content_sha256": None},
+        {"okx_pipeline.day_sha256": '{"2026-08-01": "another"}'},
+        {"okx_pipeline.content_sha256": "another"},
+        {"okx_pipeline.day_sha256": '{"today": "another"}'},
+        {"okx_pipeline.day_sha256": '["2026-08-01"]'},
+        {"okx_pipeline.day_sha256": "{"},
+        {"okx_pipeline.content_sha256": b"\xff"},
+    ],
+)
+def test_hashes_that_cannot_be_read_or_contradict_one_another_are_damage(
+    store: ParquetStore, said: dict[str, str | bytes | None]
+) -> None:
+    write(store, table())
+    path = Path(store.place(MONTH))
+    kept = {key.decode(): value for key, value in pq.read_schema(path).metadata.items()} | said
+    told = {key: value for key, value in kept.items() if value is not None}
+    pq.write_table(table().replace_schema_metadata(told), path)
+    with pytest.raises(DamagedFileError, match=f"^{path}: ") as caught:
+        store.state(MONTH)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_cut_file_is_noticed_by_its_footer_however_much_is_missing(store: ParquetStore) -> None:
     write(store, table())
     path = Path(store.place(MONTH))
@@ -248,18 +338,25 @@ def test_a_cut_file_is_noticed_by_its_footer_however_much_is_missing(store: Parq
         with pytest.raises(DamagedFileError, match=f"^{path}: ") as told:
             store.state(MONTH)
         assert "\n" not in str(told.value)
-        with pytest.raises(DamagedFileError):
-            store.read(MONTH)
+        for action in (store.read, store.opens):
+            with pytest.raises(DamagedFileError):
+                action(MONTH)
 
 
 def test_somebody_elses_file_and_a_missing_one_are_told(store: ParquetStore) -> None:
-    with pytest.raises(DamagedFileError, match="there is no such file"):
-        store.read(MONTH)
+    for action in (store.read, store.opens):
+        with pytest.raises(DamagedFileError, match="there is no such file"):
+            action(MONTH)
     path = Path(store.place(MONTH))
     path.parent.mkdir(parents=True)
     pq.write_table(table(), path)
     with pytest.raises(DamagedFileError, match="carries no content hash"):
         store.state(MONTH)
+    pq.write_table(table().drop_columns(["timestamp_ms"]), path)
+    for action in (store.read, store.opens):
+        with pytest.raises(DamagedFileError, match=f"^{path}: ") as told:
+            action(MONTH)
+        assert "\n" not in str(told.value)
 
 
 def test_a_folder_that_is_in_the_way_is_told_in_one_line(tmp_path: Path) -> None:
@@ -324,9 +421,11 @@ def test_an_object_store_is_written_and_read_as_a_folder_is(s3_options: str, con
     assert [result.written for result in project(connection, store, [MONTH])] == [False]
     land(connection, [candle(100)], source=Source.REST)
     assert [result.rows for result in project(connection, store, [MONTH])] == [101]
-    held = one(connection, "SELECT trading.content_hash(%s, %s, %s, %s)", (*MONTH[:2], *month_bounds(MONTH.month)))
-    assert store.state(MONTH) == FileState(101, held)
-    assert content_hash(store.read(MONTH)) == held
+    rows = store.read(MONTH)
+    assert rows.num_rows == 101
+    assert store.opens(MONTH) == [AUGUST + minute * MINUTE for minute in range(101)]
+    assert store.state(MONTH) == state_of(rows)
+    assert day_hashes(rows) == {MONTH.month: postgresqls_hash(connection, MONTH.month)}
 
 
 def test_a_damaged_object_is_noticed_and_rebuilt(s3_options: str, connection: Connection) -> None:

@@ -21,9 +21,9 @@ from okx_pipeline.storage import parquet, projection
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Connection, Database, StorageError, one
 from okx_pipeline.storage.landing import land
-from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore, SeriesMonth, content_hash
+from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore, SeriesMonth, day_hashes, month_hash
 from okx_pipeline.storage.projection import archive_month, pending_months, project, project_month, restore_month
-from okx_pipeline.timeframes import month_bounds
+from okx_pipeline.timeframes import DAY_MS, day_ms, day_of, month_bounds
 from okx_pipeline_tests.storage.processes import Doom, barrier, finish, kill, killed, start
 from okx_pipeline_tests.storage.small_disk import fill, small_disk
 from okx_pipeline_tests.storage.test_landing import AUGUST, MINUTE, candle, now
@@ -78,9 +78,11 @@ def assert_equal(connection: Connection, files: ParquetStore, month: SeriesMonth
     assert in_file(files, month) == rows
     state = files.state(month)
     assert state is not None
-    assert (state.rows, state.content_hash) == (len(rows), content_hash(files.read(month)))
-    wanted = one(connection, "SELECT trading.content_hash(%s, %s, %s, %s)", (*month[:2], *month_bounds(month.month)))
-    assert state.content_hash == wanted
+    assert (state.rows, state.day_hashes) == (len(rows), day_hashes(files.read(month)))
+    days = {day_of(row[0]) for row in rows}
+    hashed = "SELECT trading.content_hash(%s, %s, %s, %s)"
+    wanted = {day: one(connection, hashed, (*month[:2], day_ms(day), day_ms(day) + DAY_MS)) for day in days}
+    assert (state.day_hashes, state.content_hash) == (wanted, month_hash(wanted))
 
 
 def land_minutes(connection: Connection, *minutes: int, close: str = "63030") -> None:
@@ -108,7 +110,7 @@ def test_what_lands_waits_until_its_file_holds_exactly_that(connection: Connecti
     assert_equal(connection, files)
     assert_equal(connection, files, NEXT_MONTH)
     noted = connection.execute("SELECT month, state, rows, content_hash FROM trading.candle_months ORDER BY month")
-    hashes = [content_hash(files.read(month)) for month in (MONTH, NEXT_MONTH)]
+    hashes = [month_hash(day_hashes(files.read(month))) for month in (MONTH, NEXT_MONTH)]
     assert noted.fetchall() == [(MONTH.month, "live", 101, hashes[0]), (NEXT_MONTH.month, "live", 1, hashes[1])]
 
 
@@ -442,7 +444,7 @@ def test_landing_into_an_archived_month_whose_file_is_damaged_is_refused_whole(
         path.write_bytes(path.read_bytes()[:-9])
     else:
         fewer = store.files.read(MONTH).slice(1)
-        store.files.write(MONTH, fewer, content_hash(fewer))
+        store.files.write(MONTH, fewer, day_hashes(fewer))
     with pytest.raises(DamagedFileError, match=f"^{path}: ") as told:
         store.land([candle(100), candle(IN_A_MONTH)], source=Source.REST)
     assert "\n" not in str(told.value)
@@ -468,7 +470,7 @@ def test_archiving_or_restoring_killed_halfway_has_not_begun(
     land_minutes(connection, *range(1_000))
     project(connection, files, [MONTH])
     rows = held(connection)
-    for function, after in (("content_hash", True), ("_held_hash", True), ("_set_state", True)):
+    for function, after in (("day_hashes", True), ("_held_hashes", True), ("_set_state", True)):
         killed(start(archive_and_die, database.url, files.root, function, after))
         assert held(connection) == rows
         assert not archived(connection)
@@ -513,7 +515,7 @@ def test_a_month_archived_again_and_again_ends_as_one_that_never_was(
         assert restored > 10
         store.project([])
         other.project([])
-        assert content_hash(store.files.read(MONTH)) == content_hash(other.files.read(MONTH))
+        assert day_hashes(store.files.read(MONTH)) == day_hashes(other.files.read(MONTH))
 
 
 def await_waiting(connection: Connection) -> None:
