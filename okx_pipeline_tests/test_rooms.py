@@ -16,13 +16,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "timeframes": {"errors"},
+    "ranges": {"timeframes"},
     "candles": {"errors", "timeframes"},
     "settings": {"errors", "timeframes", "candles"},
     "exchange": {"errors", "timeframes", "candles"},
-    "storage": {"errors", "timeframes", "candles", "settings", "exchange"},
-    "history": {"errors", "timeframes", "candles", "settings", "exchange", "storage"},
-    "stream": {"errors", "timeframes", "candles", "settings", "exchange", "storage", "history"},
-    "quality": {"errors", "timeframes", "candles", "settings", "exchange", "storage", "history"},
+    "storage": {"errors", "timeframes", "ranges", "candles", "settings", "exchange"},
+    "history": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage"},
+    "stream": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage", "history"},
+    "quality": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage", "history"},
     "replay": {"errors", "timeframes", "candles", "exchange"},
 }
 OKX_WORDS = re.compile(

@@ -7,7 +7,7 @@ landed rows and its marks behind, so that the next one asks for what is missing 
 import asyncio
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -22,16 +22,18 @@ from okx_pipeline.exchange.clock import ExchangeClock
 from okx_pipeline.exchange.errors import UnknownSymbolError
 from okx_pipeline.exchange.rest import TRIES, RestClient
 from okx_pipeline.exchange.windows import Window, WindowResult, fetch_windows
-from okx_pipeline.history.plan import Estimate, Life, Span, estimate, why_empty, windows_of, within
+from okx_pipeline.history.plan import Estimate, Life, Span, estimate, why_empty, windows_of, windows_over, within
+from okx_pipeline.ranges import Range
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.coverage import Read
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.instruments import Snapshot, life_of, record_listing
 from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.projection import Projected
 from okx_pipeline.storage.request_budget import SharedBudget
-from okx_pipeline.timeframes import day_of, parse_timeframe
+from okx_pipeline.timeframes import Timeframe, day_of, parse_timeframe
 
 CONCURRENCY: Final = 24
 """Requests in flight per endpoint at the most; a full window of the budget, and a few that wait for it."""
@@ -66,8 +68,10 @@ class Plan:
 
 @dataclass(slots=True)
 class DayReport:
-    """What a run did for a series on a day."""
+    """What a run did for a series on a day; `asked` and `served` are candles."""
 
+    asked: int = 0
+    served: int = 0
     inserted: int = 0
     corrected: int = 0
     quarantined: int = 0
@@ -201,6 +205,29 @@ class Backfill:
             have = self._have(clipped) if only_missing else []
             windows += [(span.symbol, window) for window in windows_of(clipped, have, now_ms)]
             months |= _months(clipped)
+        return self._planned(windows, months, notes, now_ms)
+
+    async def plan_ranges(self, wanted: Mapping[tuple[str, Timeframe], Sequence[Range]]) -> Plan:
+        """The windows that bring exactly the candles of `wanted`, by symbol and timeframe, newest first.
+
+        Raises
+        ------
+        ExchangeError
+            If OKX cannot be asked for its time.
+        """
+        now_ms = await self.clock.now_ms()
+        windows: list[tuple[str, Window]] = []
+        months: set[SeriesMonth] = set()
+        for (symbol, timeframe), ranges in wanted.items():
+            opens = (open_ms for each in ranges for open_ms in timeframe.opens(*each))
+            windows += [(symbol, window) for window in windows_over(timeframe, opens, now_ms)]
+            for each in ranges:
+                months |= _months(Span(symbol, timeframe, *each))
+        return self._planned(windows, months, {}, now_ms)
+
+    def _planned(
+        self, windows: list[tuple[str, Window]], months: set[SeriesMonth], notes: dict[Span, str], now_ms: int
+    ) -> Plan:
         windows.sort(key=lambda each: -each[1].end_ms)
         cost = estimate((window for _, window in windows), self.settings.rest_rate)
         return Plan(windows, months, cost, notes, now_ms)
@@ -225,7 +252,7 @@ class Backfill:
             )
 
     async def run(self, plan: Plan, *, progress: Progress | None = None) -> Report:
-        """Fetch and land everything in `plan`, then bring the Parquet files of its months up to date, damaged ones too.
+        """Fetch and land everything in `plan`, then bring the Parquet files of its months and the ledger up to date.
 
         Raises
         ------
@@ -247,6 +274,12 @@ class Backfill:
             raise problems.exceptions[0] from None
         finally:
             report.projected = await asyncio.to_thread(self.store.project, sorted(plan.months))
+            reads = {
+                day: Read(done.asked, done.served, bool(done.disputed), plan.now_ms)
+                for day, done in report.days.items()
+                if done.asked
+            }
+            await asyncio.to_thread(self.store.account, plan.now_ms, reads)
             report.seconds = monotonic() - started
         return report
 
@@ -277,8 +310,12 @@ class Backfill:
         quarantined = Counter(day_of(row.timestamp_ms) for row in result.refused if row.timestamp_ms is not None)
         for utc_day, rows in quarantined.items():
             report.days[SeriesDay(result.symbol, name, utc_day)].quarantined += rows
-        for utc_day in _days(result.window):
-            report.days[SeriesDay(result.symbol, name, utc_day)].requests += result.requests
+        for utc_day, candles in _candles_by_day(result.window).items():
+            done = report.days[SeriesDay(result.symbol, name, utc_day)]
+            done.asked += candles
+            done.requests += result.requests
+        for utc_day, candles in Counter(day_of(candle.timestamp_ms) for candle in result.candles).items():
+            report.days[SeriesDay(result.symbol, name, utc_day)].served += candles
         report.requests += result.requests
         report.rows += len(result.candles)
         report.windows_done += 1
@@ -302,5 +339,5 @@ def _months(span: Span) -> set[SeriesMonth]:
     return {SeriesMonth(span.symbol, span.timeframe.name, day_of(open_ms)) for open_ms in opens}
 
 
-def _days(window: Window) -> list[date]:
-    return sorted({day_of(open_ms) for open_ms in window.timeframe.opens(window.start_ms, window.end_ms)})
+def _candles_by_day(window: Window) -> Counter[date]:
+    return Counter(day_of(open_ms) for open_ms in window.timeframe.opens(window.start_ms, window.end_ms))

@@ -95,18 +95,24 @@ def why_empty(span: Span, life: Life, now_ms: int) -> str | None:
 def windows_of(span: Span, have: Sequence[int], now_ms: int) -> list[Window]:
     """The fewest windows that cover the candles of `span` (see `within`) that are not among `have`, ascending."""
     held = set(have)
-    missing = (open_ms for open_ms in span.timeframe.opens(span.start_ms, span.end_ms) if open_ms not in held)
+    opens = span.timeframe.opens(span.start_ms, span.end_ms)
+    return windows_over(span.timeframe, (open_ms for open_ms in opens if open_ms not in held), now_ms)
+
+
+def windows_over(timeframe: Timeframe, missing: Iterable[int], now_ms: int) -> list[Window]:
+    """The fewest windows that cover the ascending open times `missing`."""
+    remaining = iter(missing)
     windows: list[Window] = []
-    first = last = next(missing, None)
+    first = last = next(remaining, None)
     while first is not None and last is not None:
-        limit_ms = span.timeframe.step(first, PAGE_LIMIT)
+        limit_ms = timeframe.step(first, PAGE_LIMIT)
         beyond = None
-        for open_ms in missing:
+        for open_ms in remaining:
             if open_ms >= limit_ms:
                 beyond = open_ms
                 break
             last = open_ms
-        windows += plan(span.timeframe, first, span.timeframe.close_of(last), now_ms)
+        windows += plan(timeframe, first, timeframe.close_of(last), now_ms)
         first = last = beyond
     return windows
 

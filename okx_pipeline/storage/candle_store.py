@@ -1,23 +1,44 @@
 """The store as the rooms above see it: where candles land, are looked for, and are projected into Parquet."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final, LiteralString
 
 from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.errors import UsageError
-from okx_pipeline.storage import landing, projection
+from okx_pipeline.ranges import Range, union
+from okx_pipeline.storage import coverage, gaps, landing, projection
+from okx_pipeline.storage.coverage import Read
 from okx_pipeline.storage.database import Connection, Database, one, snapshot, translated
-from okx_pipeline.storage.landing import ArchivedError, Landed
+from okx_pipeline.storage.gaps import Gap, Reason, Verdict
+from okx_pipeline.storage.landing import ArchivedError, Landed, SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.projection import Projected
-from okx_pipeline.timeframes import Timeframe, month_of
+from okx_pipeline.timeframes import DAY_MS, Timeframe, month_of
 
 _HAVE: Final[LiteralString] = """
 SELECT timestamp_ms FROM trading.candlesticks
 WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
 ORDER BY timestamp_ms
+"""
+
+_PER_DAY: Final[LiteralString] = """
+SELECT timestamp_ms / 86400000 * 86400000, count(*)
+FROM trading.candlesticks
+WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
+GROUP BY 1
+"""
+
+_NEXT: Final[LiteralString] = """
+SELECT min(timestamp_ms) FROM trading.candlesticks WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s
+"""
+
+_QUARANTINED: Final[LiteralString] = """
+SELECT DISTINCT timestamp_ms FROM trading.candlesticks_quarantine
+WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
 """
 
 _CLOSES: Final[LiteralString] = """
@@ -101,9 +122,82 @@ class CandleStore:
             have = [row[0] for row in self.connection.execute(_HAVE, (symbol, timeframe.name, start_ms, end_ms))]
             archived = self.connection.execute(_ARCHIVED_MONTHS, months).fetchall()
         for (month,) in archived:
-            held = self.files.read(SeriesMonth(symbol, timeframe.name, month))["timestamp_ms"].to_pylist()
+            held = self.files.opens(SeriesMonth(symbol, timeframe.name, month))
             have += [open_ms for open_ms in held if start_ms <= open_ms < end_ms]
         return sorted(have)
+
+    def rows_per_day(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> dict[int, int]:
+        """How many candles are held of each UTC day (by its first millisecond) in [start_ms, end_ms).
+
+        Raises
+        ------
+        DamagedFileError
+            If the file of an archived month cannot be read.
+        """
+        if start_ms >= end_ms:
+            return {}
+        months = (symbol, timeframe.name, month_of(start_ms), month_of(end_ms - 1))
+        with translated(self.place), snapshot(self.connection):
+            found = self.connection.execute(_PER_DAY, (symbol, timeframe.name, start_ms, end_ms))
+            rows: Counter[int] = Counter(dict(found.fetchall()))
+            archived = self.connection.execute(_ARCHIVED_MONTHS, months).fetchall()
+        for (month,) in archived:
+            held = self.files.opens(SeriesMonth(symbol, timeframe.name, month))
+            rows.update(open_ms - open_ms % DAY_MS for open_ms in held if start_ms <= open_ms < end_ms)
+        return rows
+
+    def quarantined(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> set[int]:
+        """Open times in [start_ms, end_ms) of which OKX confirmed rows that no market can have."""
+        with translated(self.place):
+            found = self.connection.execute(_QUARANTINED, (symbol, timeframe.name, start_ms, end_ms))
+            return {open_ms for (open_ms,) in found}
+
+    def absent(self, symbol: str, timeframe: Timeframe, within: Range) -> list[Range]:
+        """What of a series OKX is proven not to serve; ranges may reach beyond `within`."""
+        key = (symbol, timeframe.name)
+        with translated(self.place):
+            return gaps.absent_ranges(self.connection, [key], within).get(key, [])
+
+    def record_gaps(
+        self, symbol: str, timeframe: Timeframe, within: Range, lacking: Sequence[Range], now_ms: int
+    ) -> None:
+        """Put on record what lacks of `within`, as its rows show, and bring the ledger of those days up to date."""
+        with translated(self.place):
+            with self.connection.transaction():
+                gaps.lock_ledger(self.connection)
+                change = gaps.fit_gaps(self.connection, symbol, timeframe, within, lacking, add_new=True)
+            # From the rows again: what landed since they were looked at is no gap, and nothing else would tell.
+            self._recount(symbol, timeframe, union(lacking, (gap.range for gap in change.remove)), now_ms)
+
+    def settle_gap(self, gap: Gap, verdicts: Sequence[Verdict], now_ms: int) -> dict[Reason | None, int]:
+        """Write down what became of a gap (see `gaps.settle`), and bring the ledger of its days up to date."""
+        with translated(self.place):
+            with self.connection.transaction():
+                gaps.lock_ledger(self.connection)
+                concerned = gaps.settle(self.connection, gap, verdicts)
+            self._recount(gap.symbol, gap.timeframe, [gap.range], now_ms)
+        return concerned
+
+    def _recount(self, symbol: str, timeframe: Timeframe, pieces: Iterable[Range], now_ms: int) -> None:
+        days = [
+            SeriesDay(symbol, timeframe.name, day) for piece in pieces for day in coverage.days_in(timeframe, piece)
+        ]
+        coverage.recount(self.connection, self.files, now_ms, days)
+
+    def next_open(self, symbol: str, timeframe: Timeframe, from_ms: int) -> int | None:
+        """Open time of the first candle that is held from `from_ms` on; None if there is none.
+
+        Raises
+        ------
+        DamagedFileError
+            If the file of an archived month cannot be read.
+        """
+        near = self.opens(symbol, timeframe, from_ms, timeframe.step(from_ms, 100))
+        if near:
+            return near[0]
+        with translated(self.place):
+            found = one(self.connection, _NEXT, (symbol, timeframe.name, from_ms))
+        return None if found is None else int(found)
 
     def closes(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> list[float]:
         """Closing prices in [start_ms, end_ms) as floats, for drawing."""
@@ -122,6 +216,23 @@ class CandleStore:
         with translated(self.place):
             wanted = dict.fromkeys([*months, *projection.pending_months(self.connection)])
             return projection.project(self.connection, self.files, wanted)
+
+    def account(self, now_ms: int, reads: Mapping[SeriesDay, Read] = MappingProxyType({})) -> None:
+        """Bring the coverage ledger up to date, and note what REST was asked of whole days.
+
+        Parameters
+        ----------
+        now_ms
+            The exchange's time.
+
+        Raises
+        ------
+        StorageError
+            If the database is out of reach or the file of an archived month damaged; the marks stay.
+        """
+        with translated(self.place):
+            coverage.count(self.connection, self.files, now_ms)
+            coverage.note_reads(self.connection, reads)
 
     def claim_for(self, origin: str) -> None:
         """Say which market this store holds, at first use; prices of another one never mix with it.

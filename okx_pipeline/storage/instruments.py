@@ -106,6 +106,12 @@ def life_of(connection: Connection, symbol: str) -> Life | None:
     return Life(*found) if found else None
 
 
+def lives(connection: Connection) -> dict[str, Life]:
+    """When each symbol that was ever listed trades, by the latest version of it."""
+    found = connection.execute("SELECT symbol, listed_ms, expires_ms, state FROM trading.current_instruments")
+    return {symbol: Life(listed_ms, expires_ms, state) for symbol, listed_ms, expires_ms, state in found}
+
+
 def instruments_known(connection: Connection) -> bool:
     """Whether any listing has been recorded."""
     return bool(one(connection, "SELECT EXISTS (SELECT FROM trading.instruments)"))

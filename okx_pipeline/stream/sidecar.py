@@ -25,7 +25,7 @@ from okx_pipeline.exchange.windows import fetch_window
 from okx_pipeline.history.backfill import client_of
 from okx_pipeline.history.plan import Span, windows_of
 from okx_pipeline.settings import Settings
-from okx_pipeline.storage import projection
+from okx_pipeline.storage import coverage, projection
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database, DatabaseError
 from okx_pipeline.storage.landing import Landed
@@ -45,6 +45,10 @@ LOOK_AT_SUBSCRIPTIONS_S: Final = 1.0
 LOOK_AT_SERIES_S: Final = 0.25
 HEARTBEAT_S: Final = 2.0
 PROJECT_S: Final = 5.0
+ACCOUNT_S: Final = 15.0
+ACCOUNT_SHARE: Final = 19
+"""The ledger is counted this often, and for a twentieth of the time at the most."""
+
 KEEP_LOCK_S: Final = 5.0
 KEEP_CLOCK_S: Final = 0.5
 LOOK_AT_MAINTENANCE_S: Final = 300.0
@@ -109,6 +113,7 @@ class Sidecar:
         self._offsets: dict[Series, int] = {}
         self._catching_up: set[Series] = set()
         self._disputed: dict[tuple[Series, int], float] = {}
+        self._account_from = 0.0
 
     async def run(self) -> None:
         """Stream until cancelled; what has been received by then is landed first.
@@ -125,6 +130,7 @@ class Sidecar:
                 group.create_task(self._every(PROJECT_S, self._project))
                 await self._read_clock()
                 group.create_task(self._every(KEEP_CLOCK_S, self._keep_clock))
+                group.create_task(self._every(ACCOUNT_S, self._account))
                 group.create_task(self._every(LOOK_AT_MAINTENANCE_S, self._look_at_maintenance))
                 group.create_task(self._lander.run())
                 group.create_task(self._feed.run())
@@ -442,6 +448,16 @@ class Sidecar:
             }
             for window in await self._client.maintenance()
         ]
+
+    async def _account(self) -> None:
+        if monotonic() >= self._account_from:
+            started = monotonic()
+            await asyncio.to_thread(self._account_for_what_landed, self._clock.carried_ms())
+            self._account_from = monotonic() + ACCOUNT_SHARE * (monotonic() - started)
+
+    def _account_for_what_landed(self, now_ms: int) -> None:
+        with self._database.connect() as connection:
+            coverage.count(connection, self._files, now_ms)
 
     async def _project(self) -> None:
         await asyncio.to_thread(self._project_what_is_due)

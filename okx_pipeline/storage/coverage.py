@@ -1,0 +1,602 @@
+"""The coverage ledger: what is expected of every series on every UTC day, and what became of it.
+
+Driven by the marks that landings leave and by time, which makes candles due: a day is counted anew when something
+landed in it, when a candle of it came due, and when what was wanted of it changed. It is always counted from the rows.
+Expected is what the subscription wants while the instrument was listed; of a day held that nobody subscribed to, all of
+it. Whoever counts holds one lock, so that a count is never overwritten by an older one.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Final, LiteralString
+
+from okx_pipeline.ranges import Range, difference, runs
+from okx_pipeline.storage.database import Connection
+from okx_pipeline.storage.gaps import absent_ranges, fit_gaps, lock_ledger, series_with_gaps
+from okx_pipeline.storage.instruments import Life, lives
+from okx_pipeline.storage.landing import SeriesDay
+from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.storage.subscriptions import Subscription, every_subscription
+from okx_pipeline.timeframes import DAY_MS, GRACE_MS, Timeframe, day_ms, day_of, parse_timeframe, utc
+
+DAYS_AT_ONCE: Final = 1_000
+"""Series-days a transaction counts: enough that statements do not matter, few enough that nobody waits for the lock."""
+
+_BEHIND: Final[LiteralString] = "SELECT symbol, timeframe, day FROM trading.landing_marks WHERE counted < revision"
+_OPEN: Final[LiteralString] = "SELECT symbol, timeframe, day FROM trading.coverage WHERE content_hash IS NULL"
+
+_REVISIONS: Final[LiteralString] = """
+SELECT mark.symbol, mark.timeframe, mark.day, mark.revision
+FROM trading.landing_marks AS mark
+JOIN unnest(%s::text[], %s::text[], %s::date[]) AS wanted (symbol, timeframe, day) USING (symbol, timeframe, day)
+"""
+
+# The bound of the month's partition is named beside the day's, or each look would be at every partition.
+_HELD: Final[LiteralString] = """
+SELECT held.rows, corrected.candles
+FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bigint[]) WITH ORDINALITY
+    AS wanted (symbol, timeframe, from_ms, until_ms, number)
+CROSS JOIN LATERAL (
+    SELECT count(*) AS rows FROM trading.candlesticks AS held
+    WHERE held.symbol = wanted.symbol AND held.timeframe = wanted.timeframe
+      AND held.timestamp_ms >= wanted.from_ms AND held.timestamp_ms < wanted.until_ms
+) AS held
+CROSS JOIN LATERAL (
+    SELECT count(DISTINCT revision.timestamp_ms) AS candles FROM trading.candlestick_revisions AS revision
+    WHERE revision.symbol = wanted.symbol AND revision.timeframe = wanted.timeframe
+      AND revision.timestamp_ms >= wanted.from_ms AND revision.timestamp_ms < wanted.until_ms
+) AS corrected
+ORDER BY wanted.number
+"""
+
+_OPENS: Final[LiteralString] = """
+SELECT wanted.number::int - 1, held.timestamp_ms
+FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bigint[]) WITH ORDINALITY
+    AS wanted (symbol, timeframe, from_ms, until_ms, number)
+CROSS JOIN LATERAL (
+    SELECT timestamp_ms FROM trading.candlesticks AS held
+    WHERE held.symbol = wanted.symbol AND held.timeframe = wanted.timeframe
+      AND held.timestamp_ms >= wanted.from_ms AND held.timestamp_ms < wanted.until_ms
+) AS held
+"""
+
+_QUARANTINED: Final[LiteralString] = """
+SELECT wanted.number::int - 1, refused.timestamp_ms
+FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bigint[]) WITH ORDINALITY
+    AS wanted (symbol, timeframe, from_ms, until_ms, number)
+CROSS JOIN LATERAL (
+    SELECT DISTINCT timestamp_ms FROM trading.candlesticks_quarantine AS refused
+    WHERE refused.symbol = wanted.symbol AND refused.timeframe = wanted.timeframe
+      AND refused.timestamp_ms >= wanted.from_ms AND refused.timestamp_ms < wanted.until_ms
+) AS refused
+"""
+
+_HASHES: Final[LiteralString] = """
+SELECT trading.content_hash(wanted.symbol, wanted.timeframe, wanted.from_ms, wanted.until_ms)
+FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bigint[]) WITH ORDINALITY
+    AS wanted (symbol, timeframe, from_ms, until_ms, number)
+ORDER BY wanted.number
+"""
+
+_ARCHIVED: Final[LiteralString] = "SELECT symbol, timeframe, month FROM trading.candle_months WHERE state = 'archived'"
+
+_WRITE: Final[LiteralString] = """
+INSERT INTO trading.coverage AS known (
+    symbol, timeframe, day, expected, present, absent, quarantined, missing, corrected, content_hash)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::date[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],
+                     %s::int[], %s::text[])
+ON CONFLICT (symbol, timeframe, day) DO UPDATE SET
+    expected = excluded.expected, present = excluded.present, absent = excluded.absent,
+    quarantined = excluded.quarantined, missing = excluded.missing, corrected = excluded.corrected,
+    content_hash = excluded.content_hash, counted_at = excluded.counted_at
+WHERE (known.expected, known.present, known.absent, known.quarantined, known.missing, known.corrected,
+       known.content_hash)
+      IS DISTINCT FROM
+      (excluded.expected, excluded.present, excluded.absent, excluded.quarantined, excluded.missing,
+       excluded.corrected, excluded.content_hash)
+"""
+
+# Locked in the order in which landings lock them.
+_SETTLE: Final[LiteralString] = """
+WITH seen AS (
+    SELECT mark.symbol, mark.timeframe, mark.day, seen.revision
+    FROM trading.landing_marks AS mark
+    JOIN unnest(%s::text[], %s::text[], %s::date[], %s::bigint[]) AS seen (symbol, timeframe, day, revision)
+        USING (symbol, timeframe, day)
+    WHERE mark.counted < seen.revision
+    ORDER BY mark.symbol, mark.timeframe, mark.day
+    FOR NO KEY UPDATE OF mark
+)
+UPDATE trading.landing_marks AS mark SET counted = seen.revision
+FROM seen
+WHERE mark.symbol = seen.symbol AND mark.timeframe = seen.timeframe AND mark.day = seen.day
+"""
+
+_REMOVE: Final[LiteralString] = """
+DELETE FROM trading.coverage AS known
+USING unnest(%s::text[], %s::text[], %s::date[]) AS gone (symbol, timeframe, day)
+WHERE known.symbol = gone.symbol AND known.timeframe = gone.timeframe AND known.day = gone.day
+"""
+
+_NOTE_READ: Final[LiteralString] = """
+UPDATE trading.coverage AS known SET
+    read_at = greatest(known.read_at, read.at),
+    verified_at = CASE WHEN known.present = read.served AND NOT read.disputed THEN greatest(known.verified_at, read.at)
+                       ELSE known.verified_at END
+FROM unnest(%s::text[], %s::text[], %s::date[], %s::int[], %s::int[], %s::boolean[], %s::timestamptz[])
+    AS read (symbol, timeframe, day, asked, served, disputed, at)
+WHERE known.symbol = read.symbol AND known.timeframe = read.timeframe AND known.day = read.day
+  AND known.content_hash IS NOT NULL AND read.asked >= known.expected
+"""
+
+_SUMMED: Final[LiteralString] = """
+SELECT symbol, timeframe, min(day), max(day), sum(expected)::bigint, sum(present)::bigint, sum(absent)::bigint,
+       sum(quarantined)::bigint, sum(missing)::bigint, sum(corrected)::bigint,
+       count(*) FILTER (WHERE missing = 0 AND content_hash IS NOT NULL), count(*), min(verified_at)
+FROM trading.coverage
+WHERE (%(symbols)s::text[] IS NULL OR symbol = ANY(%(symbols)s))
+  AND (%(timeframes)s::text[] IS NULL OR timeframe = ANY(%(timeframes)s))
+  AND day >= coalesce(%(start)s::date, '-infinity') AND day < coalesce(%(end)s::date, 'infinity')
+  AND expected > 0
+  AND (NOT %(subscribed)s OR EXISTS (
+      SELECT FROM trading.coverage_extents AS extent
+      WHERE extent.symbol = coverage.symbol AND extent.timeframe = coverage.timeframe
+        AND day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
+        AND (extent.until_ms IS NULL OR day <= date '1970-01-01' + (extent.until_ms / 86400000)::int)
+  ))
+GROUP BY symbol, timeframe
+"""
+
+_DAYS: Final[LiteralString] = """
+SELECT symbol, timeframe, day, expected, present, absent, quarantined, missing, corrected, read_at, verified_at,
+       content_hash
+FROM trading.coverage
+WHERE symbol = %s AND day >= %s AND day < %s
+ORDER BY day, timeframe
+"""
+
+_LACKING: Final[LiteralString] = """
+SELECT coverage.symbol, coverage.timeframe, coverage.day, coverage.read_at IS NOT NULL
+FROM trading.coverage
+JOIN trading.coverage_extents AS extent USING (symbol, timeframe)
+WHERE missing > 0 AND content_hash IS NOT NULL AND symbol = ANY(%s)
+  AND day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
+  AND (extent.until_ms IS NULL OR day <= date '1970-01-01' + (extent.until_ms / 86400000)::int)
+"""
+
+_TO_RECONCILE: Final[LiteralString] = """
+SELECT symbol, timeframe, day FROM trading.coverage
+WHERE (read_at IS NULL OR (read_at AT TIME ZONE 'UTC') < day + 9) AND day < %s AND symbol = ANY(%s)
+  AND missing = 0 AND present > 0 AND content_hash IS NOT NULL
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DayCoverage:
+    """A row of the ledger; see the table's comments."""
+
+    symbol: str
+    timeframe: str
+    day: date
+    expected: int
+    present: int
+    absent: int
+    quarantined: int
+    missing: int
+    corrected: int
+    read_at: datetime | None
+    verified_at: datetime | None
+    content_hash: str | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the day is over and nothing of it is missing."""
+        return self.content_hash is not None and not self.missing
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesCoverage:
+    """The ledger of a series over a range of days, summed; `whole` of its `days` are closed and miss nothing."""
+
+    symbol: str
+    timeframe: Timeframe
+    first: date
+    last: date
+    expected: int
+    present: int
+    absent: int
+    quarantined: int
+    missing: int
+    corrected: int
+    whole: int
+    days: int
+    verified_at: datetime | None
+
+    @property
+    def percent(self) -> float:
+        """Share of the expected candles that is held."""
+        return 100.0 * self.present / self.expected if self.expected else 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What REST was asked of a series-day and answered: candles, whether any was in dispute, and when it was asked."""
+
+    asked: int
+    served: int
+    disputed: bool
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Day:
+    """A series-day to be counted: which of its candles are expected, and whether all of them are due."""
+
+    key: SeriesDay
+    timeframe: Timeframe
+    due: Range
+    closed: bool
+
+    @property
+    def expected(self) -> int:
+        return self.timeframe.count(*self.due)
+
+
+@dataclass(slots=True)
+class _Count:
+    present: int = 0
+    absent: int = 0
+    quarantined: int = 0
+    missing: int = 0
+    corrected: int = 0
+    content_hash: str | None = None
+
+
+def count(connection: Connection, files: ParquetStore, now_ms: int) -> int:
+    """Bring the ledger up to date; returns how many series-days were counted.
+
+    Parameters
+    ----------
+    files
+        Where the rows of archived months are.
+    now_ms
+        The exchange's time.
+
+    Raises
+    ------
+    psycopg.Error
+        If the database fails. What was counted by then stays.
+    DamagedFileError
+        If the file of an archived month cannot be read.
+    """
+    wanted = {(each.symbol, each.timeframe.name): each for each in every_subscription(connection)}
+    life_of = lives(connection)
+    days: set[SeriesDay] = {SeriesDay(*row) for row in connection.execute(_BEHIND)}
+    days.update(SeriesDay(*row) for row in connection.execute(_OPEN))
+    laid = _unlaid(connection, wanted, life_of, now_ms)
+    days.update(day for series in laid.values() for day in series)
+    _count(connection, files, sorted(days), wanted, life_of, now_ms)
+    _note_laid(connection, [wanted[key] for key in laid], life_of, now_ms)
+    return len(days)
+
+
+def recount(connection: Connection, files: ParquetStore, now_ms: int, days: Iterable[SeriesDay]) -> None:
+    """Count `days` anew, whether a mark asks for it or not."""
+    wanted = {(each.symbol, each.timeframe.name): each for each in every_subscription(connection)}
+    _count(connection, files, sorted(set(days)), wanted, lives(connection), now_ms)
+
+
+def note_reads(connection: Connection, reads: Mapping[SeriesDay, Read]) -> None:
+    """Write down which days REST was asked for whole; one is verified where it served exactly what is held.
+
+    To be called after the days have been counted. Days that are still open cannot be read whole.
+    """
+    if reads:
+        keys = sorted(reads)
+        connection.execute(
+            _NOTE_READ,
+            (
+                *_columns(keys),
+                [reads[key].asked for key in keys],
+                [reads[key].served for key in keys],
+                [reads[key].disputed for key in keys],
+                [utc(reads[key].at_ms) for key in keys],
+            ),
+        )
+
+
+def series_coverage(
+    connection: Connection,
+    *,
+    symbols: Sequence[str] = (),
+    timeframes: Sequence[Timeframe] = (),
+    start: date | None = None,
+    end: date | None = None,
+    subscribed: bool = False,
+) -> list[SeriesCoverage]:
+    """The ledger summed by series over the days [start, end), by symbol and length of candle; filters may be empty.
+
+    Parameters
+    ----------
+    subscribed
+        Only days that a subscription wants or wanted.
+    """
+    parameters = {
+        "symbols": list(symbols) or None,
+        "timeframes": [timeframe.name for timeframe in timeframes] or None,
+        "start": start,
+        "end": end,
+        "subscribed": subscribed,
+    }
+    found = connection.execute(_SUMMED, parameters)
+    summed = [SeriesCoverage(symbol, parse_timeframe(name), *rest) for symbol, name, *rest in found]
+    return sorted(summed, key=lambda each: (each.symbol, each.timeframe))
+
+
+def day_coverage(connection: Connection, symbol: str, start: date, end: date) -> list[DayCoverage]:
+    """The rows of the ledger of a symbol for the days [start, end), by day."""
+    return [DayCoverage(*row) for row in connection.execute(_DAYS, (symbol, start, end))]
+
+
+def lacking_days(connection: Connection, symbols: Sequence[str]) -> list[tuple[SeriesDay, bool]]:
+    """The closed days of subscribed series on which candles are missing, and whether REST has answered for the day."""
+    found = connection.execute(_LACKING, (list(symbols),))
+    return [(SeriesDay(symbol, timeframe, day), read) for symbol, timeframe, day, read in found]
+
+
+def days_to_reconcile(connection: Connection, symbols: Sequence[str], before: date) -> list[SeriesDay]:
+    """The whole days before `before` that REST has not been read for since eight days after they ended."""
+    return [SeriesDay(*row) for row in connection.execute(_TO_RECONCILE, (before, list(symbols)))]
+
+
+def due(timeframe: Timeframe, wanted: Range, now_ms: int) -> Range:
+    """What of `wanted` ought to be held at `now_ms`, the exchange's time: all that closed a minute ago or earlier."""
+    closed_ms = timeframe.closed_before(now_ms, grace_ms=GRACE_MS)
+    return Range(wanted.start_ms, max(wanted.start_ms, min(wanted.end_ms, closed_ms)))
+
+
+def wanted_range(
+    timeframe: Timeframe, start_ms: int, end_ms: int, wanted: Subscription | None, life: Life | None
+) -> Range:
+    """The candles that open in [start_ms, end_ms), are wanted and can be; without a subscription, all."""
+    if wanted is not None:
+        start_ms = max(start_ms, wanted.since_ms)
+        end_ms = end_ms if wanted.until_ms is None else min(end_ms, wanted.until_ms)
+    if life is not None and life.listed_ms is not None:
+        start_ms = max(start_ms, timeframe.open_at(life.listed_ms))
+    if life is not None and life.expires_ms is not None:
+        end_ms = min(end_ms, life.expires_ms)
+    start_ms = timeframe.first_open(start_ms)
+    return Range(start_ms, max(start_ms, timeframe.first_open(end_ms)))
+
+
+def days_in(timeframe: Timeframe, within: Range) -> Iterator[date]:
+    """The UTC days in which a candle of `within` opens."""
+    if timeframe.length_ms >= DAY_MS:
+        return map(day_of, timeframe.opens(*within))
+    first_ms = within.start_ms - within.start_ms % DAY_MS
+    return map(day_of, range(first_ms, within.end_ms, DAY_MS)) if within.start_ms < within.end_ms else iter(())
+
+
+def _unlaid(
+    connection: Connection,
+    wanted: Mapping[tuple[str, str], Subscription],
+    life_of: Mapping[str, Life],
+    now_ms: int,
+) -> dict[tuple[str, str], list[SeriesDay]]:
+    """The days of subscribed series that the ledger has no row of yet, or was laid out for another range."""
+    known = {
+        (row[0], row[1]): row[2:]
+        for row in connection.execute(
+            "SELECT symbol, timeframe, since_ms, until_ms, listed_ms, expires_ms, laid_ms FROM trading.coverage_extents"
+        )
+    }
+    tomorrow_ms = now_ms - now_ms % DAY_MS + DAY_MS
+    unlaid = {}
+    for key, each in wanted.items():
+        life = life_of.get(each.symbol)
+        *extent, laid_ms = known.get(key, (None, None, None, None, 0))
+        whole = wanted_range(each.timeframe, 0, tomorrow_ms, each, life)
+        if extent != _extent(each, life):
+            days = set(days_in(each.timeframe, whole))
+            days.update(
+                row[0]
+                for row in connection.execute(
+                    "SELECT day FROM trading.coverage WHERE symbol = %s AND timeframe = %s", key
+                )
+            )
+            unlaid[key] = [SeriesDay(*key, day) for day in days]
+        elif laid_ms < tomorrow_ms:
+            # The day in which the last one ended is open or behind, and counted for that.
+            fresh = Range(max(whole.start_ms, each.timeframe.first_open(laid_ms)), whole.end_ms)
+            unlaid[key] = [SeriesDay(*key, day) for day in days_in(each.timeframe, fresh)]
+    return unlaid
+
+
+def _extent(wanted: Subscription, life: Life | None) -> list[int | None]:
+    return [wanted.since_ms, wanted.until_ms, life.listed_ms if life else None, life.expires_ms if life else None]
+
+
+def _note_laid(connection: Connection, laid: Sequence[Subscription], life_of: Mapping[str, Life], now_ms: int) -> None:
+    tomorrow_ms = now_ms - now_ms % DAY_MS + DAY_MS
+    rows = [(each.symbol, each.timeframe.name, *_extent(each, life_of.get(each.symbol)), tomorrow_ms) for each in laid]
+    if rows:
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO trading.coverage_extents "
+                "(symbol, timeframe, since_ms, until_ms, listed_ms, expires_ms, laid_ms) "
+                "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (symbol, timeframe) DO UPDATE SET "
+                "since_ms = excluded.since_ms, until_ms = excluded.until_ms, listed_ms = excluded.listed_ms, "
+                "expires_ms = excluded.expires_ms, laid_ms = excluded.laid_ms",
+                sorted(rows),
+            )
+
+
+def _count(
+    connection: Connection,
+    files: ParquetStore,
+    days: Sequence[SeriesDay],
+    wanted: Mapping[tuple[str, str], Subscription],
+    life_of: Mapping[str, Life],
+    now_ms: int,
+) -> None:
+    for start in range(0, len(days), DAYS_AT_ONCE):
+        chunk = days[start : start + DAYS_AT_ONCE]
+        judged = [_day(key, wanted.get(key[:2]), life_of.get(key.symbol), now_ms) for key in chunk]
+        with connection.transaction():
+            lock_ledger(connection)
+            _count_chunk(connection, files, [day for day in judged if day is not None])
+            gone = [key for key, day in zip(chunk, judged, strict=True) if day is None]
+            if gone:
+                connection.execute(_REMOVE, _columns(gone))
+                _settle(connection, _revisions(connection, gone))
+
+
+def _day(key: SeriesDay, wanted: Subscription | None, life: Life | None, now_ms: int) -> _Day | None:
+    """What is expected on the day; None where no candle of the series opens on it that could be."""
+    timeframe = parse_timeframe(key.timeframe)
+    start_ms = day_ms(key.day)
+    if wanted is not None and not _overlaps(timeframe, start_ms, wanted):
+        wanted = None
+    whole = wanted_range(timeframe, start_ms, start_ms + DAY_MS, wanted, life)
+    if whole.start_ms >= whole.end_ms:
+        return None
+    expected = due(timeframe, whole, now_ms)
+    return _Day(key, timeframe, expected, expected.end_ms == whole.end_ms)
+
+
+def _overlaps(timeframe: Timeframe, start_ms: int, wanted: Subscription) -> bool:
+    whole = wanted_range(timeframe, start_ms, start_ms + DAY_MS, wanted, None)
+    return whole.start_ms < whole.end_ms
+
+
+def _count_chunk(connection: Connection, files: ParquetStore, days: Sequence[_Day]) -> None:
+    keys = [day.key for day in days]
+    # Before the rows: what lands in between is counted, or its mark is ahead of what is settled here.
+    revisions = _revisions(connection, keys)
+    counts = [
+        _Count(present=rows, corrected=corrected)
+        for rows, corrected in connection.execute(_HELD, _bounds(days)).fetchall()
+    ]
+    archived = _archived(connection, keys)
+    opens: dict[int, set[int]] = {}
+    for index, day in enumerate(days):
+        month = SeriesMonth(day.key.symbol, day.key.timeframe, day.key.day.replace(day=1))
+        if month in archived:
+            opens[index] = {each for each in files.opens(month) if day.due.start_ms <= each < day.due.end_ms}
+            counts[index].present = len(opens[index])
+    for index, lacking in _account(connection, days, counts, opens).items():
+        day = days[index]
+        fit_gaps(connection, day.key.symbol, day.timeframe, day.due, lacking, add_new=False)
+    _hash(connection, files, days, counts, archived)
+    columns = [(count.present, count.absent, count.quarantined, count.missing, count.corrected) for count in counts]
+    connection.execute(
+        _WRITE,
+        (
+            *_columns(keys),
+            [day.expected for day in days],
+            *([list(column) for column in zip(*columns, strict=True)] or [[], [], [], [], []]),
+            [count.content_hash for count in counts],
+        ),
+    )
+    _settle(connection, revisions)
+
+
+def _account(
+    connection: Connection, days: Sequence[_Day], counts: Sequence[_Count], opens: dict[int, set[int]]
+) -> dict[int, list[Range]]:
+    """Divide what is not held into absent, quarantined and missing; returns what lacks of each day that has gaps."""
+    with_gaps = series_with_gaps(connection)
+    short = [index for index, day in enumerate(days) if counts[index].present < day.expected]
+    look = [index for index in short if index not in opens]
+    chosen = [days[index] for index in look]
+    for index in look:
+        opens[index] = set()
+    for number, open_ms in connection.execute(_OPENS, _bounds(chosen)):
+        opens[look[number]].add(open_ms)
+    refused: defaultdict[int, set[int]] = defaultdict(set)
+    for number, open_ms in connection.execute(_QUARANTINED, _bounds([days[index] for index in short])):
+        refused[short[number]].add(open_ms)
+    series = {days[index].key[:2] for index in short} & with_gaps
+    absent = {}
+    if series:
+        around = Range(min(days[index].due.start_ms for index in short), max(days[index].due.end_ms for index in short))
+        absent = absent_ranges(connection, series, around)
+    lacking: dict[int, list[Range]] = {
+        index: [] for index, day in enumerate(days) if day.key[:2] in with_gaps and day.expected
+    }
+    for index in short:
+        day, tally = days[index], counts[index]
+        rest = [each for each in day.timeframe.opens(*day.due) if each not in opens[index]]
+        free = [each for each in rest if each not in refused[index]]
+        tally.quarantined = len(rest) - len(free)
+        found = runs(day.timeframe, free)
+        missing = difference(found, absent.get(day.key[:2], []))
+        tally.missing = sum(day.timeframe.count(*each) for each in missing)
+        tally.absent = len(free) - tally.missing
+        if index in lacking:
+            lacking[index] = found
+    return lacking
+
+
+def _hash(
+    connection: Connection,
+    files: ParquetStore,
+    days: Sequence[_Day],
+    counts: Sequence[_Count],
+    archived: set[SeriesMonth],
+) -> None:
+    live = []
+    for index, day in enumerate(days):
+        if not day.closed:
+            continue
+        month = SeriesMonth(day.key.symbol, day.key.timeframe, day.key.day.replace(day=1))
+        if month in archived:
+            state = files.state(month)
+            hashes = state.day_hashes if state is not None else {}
+            counts[index].content_hash = hashes.get(day.key.day, _EMPTY_HASH)
+        else:
+            live.append(index)
+    whole = ([each.key.symbol for each in _at(days, live)], [each.key.timeframe for each in _at(days, live)])
+    starts = [day_ms(each.key.day) for each in _at(days, live)]
+    found = connection.execute(_HASHES, (*whole, starts, [start_ms + DAY_MS for start_ms in starts]))
+    for index, (content_hash,) in zip(live, found, strict=True):
+        counts[index].content_hash = content_hash
+
+
+_EMPTY_HASH: Final = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+"""sha256 of nothing: a day without a row."""
+
+
+def _at(days: Sequence[_Day], indices: Iterable[int]) -> list[_Day]:
+    return [days[index] for index in indices]
+
+
+def _revisions(connection: Connection, keys: Sequence[SeriesDay]) -> dict[SeriesDay, int]:
+    found = connection.execute(_REVISIONS, _columns(keys))
+    return {SeriesDay(symbol, timeframe, day): revision for symbol, timeframe, day, revision in found}
+
+
+def _archived(connection: Connection, keys: Sequence[SeriesDay]) -> set[SeriesMonth]:
+    wanted = {SeriesMonth(key.symbol, key.timeframe, key.day.replace(day=1)) for key in keys}
+    return wanted & {SeriesMonth(*row) for row in connection.execute(_ARCHIVED)}
+
+
+def _settle(connection: Connection, revisions: Mapping[SeriesDay, int]) -> None:
+    if revisions:
+        connection.execute(_SETTLE, (*_columns(list(revisions)), list(revisions.values())))
+
+
+def _bounds(days: Sequence[_Day]) -> tuple[list[str], list[str], list[int], list[int]]:
+    return (
+        [day.key.symbol for day in days],
+        [day.key.timeframe for day in days],
+        [day.due.start_ms for day in days],
+        [day.due.end_ms for day in days],
+    )
+
+
+def _columns(keys: Sequence[SeriesDay]) -> tuple[list[str], list[str], list[date]]:
+    return [key.symbol for key in keys], [key.timeframe for key in keys], [key.day for key in keys]
