@@ -1,0 +1,268 @@
+"""The coverage ledger: what it says of a day is what the rows say, whatever happened before."""
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+
+from okx_pipeline.candles import Candle, Refused, Source
+from okx_pipeline.ranges import Range
+from okx_pipeline.storage import gaps
+from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.coverage import (
+    DayCoverage,
+    Read,
+    count,
+    day_coverage,
+    days_to_reconcile,
+    lacking_days,
+    note_reads,
+    series_coverage,
+)
+from okx_pipeline.storage.database import Connection, Database
+from okx_pipeline.storage.gaps import Verdict
+from okx_pipeline.storage.landing import SeriesDay
+from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.storage.projection import archive_month
+from okx_pipeline.storage.subscriptions import subscribe, unsubscribe
+from okx_pipeline.timeframes import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe, day_ms, day_of, parse_timeframe
+
+SYMBOL = "BTC-USDT-SWAP"
+HOUR = parse_timeframe("1h")
+DAY = parse_timeframe("1d")
+WEEK = parse_timeframe("1w")
+MONTH = parse_timeframe("1mo")
+FIRST = date(2026, 8, 3)
+"""A Monday."""
+START_MS = day_ms(FIRST)
+NOON_OF_THIRD_MS = START_MS + 2 * DAY_MS + 12 * HOUR_MS + MINUTE_MS
+
+
+@pytest.fixture
+def store(emptied_database: Database, tmp_path: Path) -> Iterator[CandleStore]:
+    with CandleStore.opened(emptied_database, ParquetStore(str(tmp_path / "parquet"))) as opened:
+        yield opened
+
+
+def candle(open_ms: int, timeframe: Timeframe = HOUR, volume: str = "5") -> Candle:
+    return Candle(SYMBOL, timeframe.name, open_ms, "10", "12", "9", "11", volume, "0.05", "0.55")
+
+
+def refused(open_ms: int) -> Refused:
+    return Refused(SYMBOL, HOUR.name, open_ms, "a price is zero", f'["{open_ms}","0"]')
+
+
+def land(store: CandleStore, opens: list[int], timeframe: Timeframe = HOUR, volume: str = "5") -> None:
+    at = datetime.now(tz=UTC) + timedelta(minutes=1)
+    store.land([candle(each, timeframe, volume) for each in opens], source=Source.REST, requested_at=at)
+
+
+def ledger(store: CandleStore, days: int = 40) -> list[DayCoverage]:
+    return day_coverage(store.connection, SYMBOL, FIRST - timedelta(days), FIRST + timedelta(days))
+
+
+def numbers(each: DayCoverage) -> tuple[int, int, int, int, int]:
+    return each.expected, each.present, each.absent, each.quarantined, each.missing
+
+
+def subscribed(store: CandleStore, *timeframes: Timeframe) -> None:
+    subscribe(store.connection, [SYMBOL], timeframes or [HOUR], START_MS)
+
+
+def test_a_day_wanted_and_not_held_at_all_is_missing_whole(store: CandleStore) -> None:
+    subscribed(store)
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert [(each.day, numbers(each)) for each in ledger(store)] == [
+        (FIRST, (24, 0, 0, 0, 24)),
+        (FIRST + timedelta(1), (24, 0, 0, 0, 24)),
+        (FIRST + timedelta(2), (12, 0, 0, 0, 12)),
+    ]
+
+
+def test_a_candle_is_expected_a_minute_after_it_closes(store: CandleStore) -> None:
+    subscribed(store)
+    count(store.connection, store.files, NOON_OF_THIRD_MS - 1)
+    assert ledger(store)[-1].expected == 11
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert ledger(store)[-1].expected == 12
+
+
+def test_only_a_closed_day_has_a_hash_and_it_is_that_of_its_rows(store: CandleStore, connection: Connection) -> None:
+    subscribed(store)
+    land(store, list(HOUR.opens(START_MS, NOON_OF_THIRD_MS - HOUR_MS)))
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    first, second, third = ledger(store)
+    assert first.is_whole
+    assert second.is_whole
+    assert third.content_hash is None
+    assert not third.is_whole
+    hashed = store.connection.execute(
+        "SELECT trading.content_hash(%s, '1h', %s, %s)", (SYMBOL, START_MS, START_MS + DAY_MS)
+    ).fetchone()
+    assert hashed == (first.content_hash,)
+    store.project([])
+    state = store.files.state(SeriesMonth(SYMBOL, "1h", date(2026, 8, 1)))
+    assert state is not None
+    assert state.day_hashes[FIRST] == first.content_hash
+
+
+def test_weeks_and_months_stand_in_the_day_they_open_on(store: CandleStore) -> None:
+    subscribed(store, WEEK, MONTH, DAY)
+    land(store, [START_MS], WEEK)
+    count(store.connection, store.files, day_ms(date(2026, 9, 1)) + MINUTE_MS)
+    rows = ledger(store)
+    weeks = [each for each in rows if each.timeframe == "1w"]
+    assert [(each.day, numbers(each)) for each in weeks] == [
+        (FIRST, (1, 1, 0, 0, 0)),
+        (FIRST + timedelta(7), (1, 0, 0, 0, 1)),
+        (FIRST + timedelta(14), (1, 0, 0, 0, 1)),
+        (FIRST + timedelta(21), (1, 0, 0, 0, 1)),
+        (FIRST + timedelta(28), (0, 0, 0, 0, 0)),
+    ]
+    months = [(each.day, numbers(each)) for each in rows if each.timeframe == "1mo"]
+    assert months == [(date(2026, 9, 1), (0, 0, 0, 0, 0))]
+
+
+def test_a_day_nobody_subscribed_to_is_expected_whole_and_is_nobodys_work(store: CandleStore) -> None:
+    subscribed(store)
+    before_ms = START_MS - 5 * DAY_MS
+    land(store, [before_ms])
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert numbers(ledger(store)[0]) == (24, 1, 0, 0, 23)
+    assert {each.day for each, _ in lacking_days(store.connection, [SYMBOL])} == {FIRST, FIRST + timedelta(1)}
+    [summed] = series_coverage(store.connection, subscribed=True)
+    assert (summed.first, summed.expected, summed.missing) == (FIRST, 60, 60)
+
+
+def test_what_is_wanted_may_change_and_the_ledger_follows(store: CandleStore) -> None:
+    subscribed(store)
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    subscribe(store.connection, [SYMBOL], [HOUR], START_MS - DAY_MS)
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert ledger(store)[0].day == FIRST - timedelta(1)
+    unsubscribe(store.connection, [SYMBOL], [], START_MS + DAY_MS + HOUR_MS)
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert [each.expected for each in ledger(store)][:3] == [24, 24, 1]
+
+
+def test_an_archived_months_candles_count_as_present(store: CandleStore) -> None:
+    subscribed(store)
+    land(store, list(HOUR.opens(START_MS, START_MS + 2 * DAY_MS - HOUR_MS)))
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    before = ledger(store)
+    store.project([])
+    archive_month(store.connection, store.files, SeriesMonth(SYMBOL, "1h", date(2026, 8, 1)))
+    # Every day anew, from the file.
+    store.connection.execute("DELETE FROM trading.coverage_extents")
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert ledger(store) == before
+
+
+def test_a_day_is_verified_only_where_rest_served_exactly_what_is_held(store: CandleStore) -> None:
+    subscribed(store)
+    land(store, list(HOUR.opens(START_MS, START_MS + 2 * DAY_MS)))
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    first, second = (SeriesDay(SYMBOL, "1h", FIRST + timedelta(each)) for each in range(2))
+    at_ms = NOON_OF_THIRD_MS
+    note_reads(store.connection, {first: Read(24, 24, False, at_ms), second: Read(24, 23, False, at_ms)})
+    rows = ledger(store)
+    assert [each.verified_at is not None for each in rows] == [True, False, False]
+    assert [each.read_at is not None for each in rows] == [True, True, False]
+    note_reads(store.connection, {second: Read(23, 23, False, at_ms)})
+    assert not ledger(store)[1].verified_at
+    note_reads(store.connection, {second: Read(24, 24, True, at_ms)})
+    assert not ledger(store)[1].verified_at
+
+
+def test_a_day_is_to_be_read_once_more_when_eight_days_have_passed(store: CandleStore) -> None:
+    subscribed(store)
+    land(store, list(HOUR.opens(START_MS, START_MS + 2 * DAY_MS)))
+    now_ms = START_MS + 10 * DAY_MS
+    count(store.connection, store.files, now_ms)
+    first = SeriesDay(SYMBOL, "1h", FIRST)
+    due = FIRST + timedelta(2)
+    note_reads(store.connection, {first: Read(24, 24, False, START_MS + 9 * DAY_MS - 1)})
+    assert days_to_reconcile(store.connection, [SYMBOL], due) == [first, first._replace(day=FIRST + timedelta(1))]
+    note_reads(store.connection, {first: Read(24, 24, False, START_MS + 9 * DAY_MS)})
+    assert days_to_reconcile(store.connection, [SYMBOL], due) == [first._replace(day=FIRST + timedelta(1))]
+    assert days_to_reconcile(store.connection, [SYMBOL], FIRST + timedelta(1)) == []
+
+
+# Hours of three days, of which the third is half over.
+hours = st.integers(0, 70).map(lambda hour: START_MS + hour * HOUR_MS)
+steps = st.one_of(
+    st.tuples(st.just("land"), st.lists(hours, min_size=1, max_size=30), st.sampled_from(["5", "6"])),
+    st.tuples(st.just("quarantine"), st.lists(hours, min_size=1, max_size=3), st.none()),
+    st.tuples(st.just("absent"), st.lists(hours, min_size=1, max_size=3), st.none()),
+    st.tuples(st.just("detect"), st.just([]), st.none()),
+    st.tuples(st.just("count"), st.just([]), st.none()),
+)
+
+
+@given(st.lists(steps, max_size=8))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_after_any_sequence_the_ledger_is_what_a_recount_gives(
+    store: CandleStore, done: list[tuple[str, list[int], str | None]]
+) -> None:
+    connection = store.connection
+    for table in ("coverage", "coverage_extents", "candle_gaps", "landing_marks", "candlesticks_quarantine"):
+        connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier("trading", table)))
+    connection.execute("DELETE FROM trading.candlesticks")
+    connection.execute("DELETE FROM trading.candlestick_revisions")
+    subscribed(store)
+    whole = Range(START_MS, NOON_OF_THIRD_MS - MINUTE_MS)
+    held: set[int] = set()
+    refusals: set[int] = set()
+    absences: set[int] = set()
+
+    def lacking() -> set[int]:
+        return {each for each in HOUR.opens(*whole) if each not in held | refusals}
+
+    def detect() -> None:
+        from okx_pipeline.ranges import runs
+
+        store.record_gaps(SYMBOL, HOUR, whole, runs(HOUR, sorted(lacking())), NOON_OF_THIRD_MS)
+
+    for step, opens, volume in done:
+        if step == "land":
+            land(store, opens, volume=volume or "5")
+            held.update(opens)
+        elif step == "quarantine":
+            store.land([], [refused(each) for each in opens], source=Source.REST)
+            refusals.update(opens)
+        elif step == "absent":
+            detect()
+            for each in opens:
+                for gap in gaps.unresolved_gaps(connection, SYMBOL, HOUR, Range(each, each + HOUR_MS)):
+                    verdict = Verdict(Range(each, each + HOUR_MS), "absent", "not_served", [{"asked_ms": 1}], None)
+                    store.settle_gap(gap, [verdict], NOON_OF_THIRD_MS)
+                    absences.add(each)
+        elif step == "detect":
+            detect()
+        else:
+            count(connection, store.files, NOON_OF_THIRD_MS)
+        absences -= held | refusals
+    count(connection, store.files, NOON_OF_THIRD_MS)
+
+    for row in ledger(store):
+        start_ms = day_ms(row.day)
+        due = {each for each in HOUR.opens(start_ms, start_ms + DAY_MS) if each < whole.end_ms}
+        lacks = due - held
+        assert numbers(row) == (
+            len(due),
+            len(due & held),
+            len(lacks & absences - refusals),
+            len(lacks & refusals),
+            len(lacks - refusals - absences),
+        )
+    on_record = gaps.unresolved_gaps(connection, SYMBOL, HOUR, whole)
+    covered = [open_ms for gap in on_record for open_ms in HOUR.opens(*gap.range)]
+    assert len(covered) == len(set(covered))
+    assert set(covered) <= lacking()
+    assert {each for gap in on_record if gap.status == "absent" for each in HOUR.opens(*gap.range)} == absences
+    assert connection.execute("SELECT count(*) FROM trading.landing_marks WHERE counted < revision").fetchone() == (0,)
+    assert day_of(whole.start_ms) == FIRST
