@@ -200,6 +200,9 @@ def replay(
     speed: Annotated[float, typer.Option(min=0, help="Its time, so many times the wall's; 0 stands still.")] = 1.0,
     symbols: Annotated[int, typer.Option(min=1, help="Instruments of a synthetic market.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of a synthetic market.")] = 7,
+    fill: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Make up candles, by this seed, where the recorder was down.")
+    ] = None,
     latency: Annotated[float, typer.Option(min=0, help="Seconds by which every answer is held back.")] = 0.0,
     push_interval: Annotated[float, typer.Option(min=0.01, help="Seconds between pushes of forming candles.")] = 1.0,
     fault: Annotated[
@@ -216,6 +219,7 @@ def replay(
         speed=speed,
         symbols=symbols,
         seed=seed,
+        fill=fill,
         latency_s=latency,
         push_interval_s=push_interval,
         faults=fault or (),

@@ -59,6 +59,15 @@ class Bar:
         """Open time of the candle `candles` after (before, if negative) the one that opens at `open_ms`."""
         return self.timeframe.step(open_ms + self.ahead_ms, candles) - self.ahead_ms
 
+    def every_open(self, oldest: int, newest: int) -> Times:
+        """Open times from `oldest` to `newest`, which are two of them, ascending."""
+        if not self.timeframe.is_month:
+            return np.arange(oldest, newest + 1, self.length_ms)
+        opens = [oldest]
+        while opens[-1] < newest:
+            opens.append(self.close_of(opens[-1]))
+        return np.array(opens, dtype=np.int64)
+
     def opens_at(self, moments: Times) -> Times:
         """`open_at` of every moment."""
         local = moments + self.ahead_ms

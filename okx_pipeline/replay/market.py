@@ -28,6 +28,14 @@ SPOT, SWAP, FUTURES = INSTRUMENT_TYPES
 
 
 @dataclass(frozen=True, slots=True)
+class Series:
+    """Candles of one symbol and bar: `opens` ascending, shape (n,), `columns` (7, n)."""
+
+    opens: Times
+    columns: Columns
+
+
+@dataclass(frozen=True, slots=True)
 class Scales:
     """Digits after the point of each of the seven columns."""
 

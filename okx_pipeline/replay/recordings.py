@@ -7,10 +7,12 @@ Two things nobody recorded are made here, exactly. The volume in quote coin is v
 is in quote coin already, vol_ccy itself). A file without vol_ccy gets it as vol x the contract value that the symbol's
 other files show. Bars that nobody recorded are put together from the coarsest recorded one of which a candle has every
 part, column by column; a recorded row always wins over a derived one, as OKX's own bars do not always add up.
+
+Where the recorder was down there is nothing, unless the holes are to be filled (see `filling`): then a made-up candle
+stands wherever there is neither a recorded one nor one of parts that were all recorded, made of the finest bar filled.
 """
 
 import re
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -25,12 +27,15 @@ from okx_pipeline.errors import UsageError
 from okx_pipeline.exchange.messages import Instrument
 from okx_pipeline.exchange.protocol import CONFIRMED
 from okx_pipeline.replay.bars import BARS, Bar, Times
+from okx_pipeline.replay.draws import key_of
+from okx_pipeline.replay.filling import fill
 from okx_pipeline.replay.market import (
     COLUMN_COUNT,
     SPOT,
     Columns,
     Row,
     Scales,
+    Series,
     aggregate,
     instrument,
     kind_of,
@@ -45,14 +50,6 @@ _SYMBOL: Final = re.compile(r"[A-Z0-9]+(?:[-_][A-Z0-9]+)+")
 _SUM_LIMIT: Final = 2**62
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """Candles of one symbol and bar: `opens` ascending, shape (n,), `columns` (7, n)."""
-
-    opens: Times
-    columns: Columns
-
-
 class RecordedSymbol:
     """All recordings of one symbol, as integers; what was not recorded is derived when first asked for.
 
@@ -62,9 +59,11 @@ class RecordedSymbol:
         The symbol.
     tables
         Confirmed rows by bar, one a candle, oldest first; at least one bar, and no bar without rows.
+    fill_seed
+        Seed of the candles that fill the holes; None leaves them open.
     """
 
-    def __init__(self, symbol: str, tables: dict[Bar, pa.Table]) -> None:
+    def __init__(self, symbol: str, tables: dict[Bar, pa.Table], fill_seed: int | None = None) -> None:
         spot = kind_of(symbol) == SPOT
         contract_value = None if spot else _contract_value(tables)
         tables = {bar: _with_currency(symbol, table, contract_value) for bar, table in sorted(tables.items())}
@@ -72,7 +71,13 @@ class RecordedSymbol:
         volume = max(_places(table["vol"]) for table in tables.values())
         currency = max(_places(table["vol_ccy"]) for table in tables.values())
         self.scales = Scales(price, volume, currency, currency if spot else currency + price)
-        self.recorded = {bar: _as_integers(table, self.scales, spot) for bar, table in tables.items()}
+        self.recorded = {bar: _as_integers(table, bar, self.scales, spot) for bar, table in tables.items()}
+        self.filled: dict[Bar, Series] = {}
+        if fill_seed is not None:
+            self.filled = {
+                bar: fill(series, bar, key=key_of(fill_seed, f"{symbol} {bar}"), spot=spot)
+                for bar, series in self.recorded.items()
+            }
         self.first_ms = min(int(series.opens[0]) for series in self.recorded.values())
         finest = min(self.recorded)
         self.end_ms = finest.close_of(int(self.recorded[finest].opens[-1]))
@@ -92,8 +97,12 @@ class RecordedSymbol:
     def _series(self, bar: Bar) -> Series:
         opens: Times = np.empty(0, dtype=np.int64)
         columns: Columns = np.empty((COLUMN_COUNT, 0), dtype=np.int64)
-        for part in self._parts_of(bar):
-            found = _derived(self.recorded[part], part, bar)
+        parts = self._parts_of(bar)
+        sources = [(part, self.recorded[part]) for part in parts]
+        # The finest first, or bars would be made up that their own made-up parts contradict.
+        sources += [(part, self.filled[part]) for part in reversed(parts) if self.filled]
+        for part, series in sources:
+            found = _derived(series, part, bar)
             new = ~np.isin(found.opens, opens)
             opens = np.concatenate([opens, found.opens[new]])
             columns = np.concatenate([columns, found.columns[:, new]], axis=1)
@@ -101,9 +110,9 @@ class RecordedSymbol:
         return Series(opens[order], columns[:, order])
 
     def forming(self, bar: Bar, open_ms: int, now_ms: int) -> Columns | None:
-        """The candle so far: whole recorded ones from its open on, coarse before fine, and a part of the one under way.
+        """The candle so far: whole ones of its parts from its open on, coarse before fine, and some of that under way.
 
-        Minutes that the recorder missed are missed here too.
+        Minutes that the recorder missed are missed here too, unless they are filled.
         """
         parts = self._parts_of(bar)
         until_ms = min(now_ms, bar.close_of(open_ms))
@@ -111,27 +120,28 @@ class RecordedSymbol:
         position = open_ms
         while (found := self._next_whole(parts, position, until_ms)) is not None:
             part, index = found
-            pieces.append(self.recorded[part].columns[:, index : index + 1])
-            position = part.close_of(int(self.recorded[part].opens[index]))
+            series = self.series(part)
+            pieces.append(series.columns[:, index : index + 1])
+            position = part.close_of(int(series.opens[index]))
         if position < until_ms and (under_way := self._under_way(parts, position, until_ms)) is not None:
             pieces.append(under_way)
         return aggregate(np.concatenate(pieces, axis=1), np.zeros(1, dtype=np.int64)) if pieces else None
 
     def _next_whole(self, parts: list[Bar], from_ms: int, until_ms: int) -> tuple[Bar, int] | None:
-        """The first recorded candle that opens from `from_ms` on and closes by `until_ms`; the coarsest of those."""
+        """The first candle that opens from `from_ms` on and closes by `until_ms`; the coarsest of those."""
         best: tuple[Bar, int] | None = None
         best_ms = until_ms
         for part in parts:
-            opens = self.recorded[part].opens
+            opens = self.series(part).opens
             index = int(np.searchsorted(opens, from_ms))
             if index < len(opens) and opens[index] < best_ms and part.close_of(int(opens[index])) <= until_ms:
                 best, best_ms = (part, index), int(opens[index])
         return best
 
     def _under_way(self, parts: list[Bar], from_ms: int, now_ms: int) -> Columns | None:
-        """The finest recorded candle in which `now_ms` lies, as it looked then, if it opens at or after `from_ms`."""
+        """The finest candle in which `now_ms` lies, as it looked then, if it opens at or after `from_ms`."""
         for part in reversed(parts):
-            series = self.recorded[part]
+            series = self.series(part)
             index = int(np.searchsorted(series.opens, now_ms, side="right")) - 1
             if index < 0 or series.opens[index] < from_ms:
                 continue
@@ -145,28 +155,39 @@ class RecordedSymbol:
 class Recordings:
     """The market in a folder of recordings.
 
+    Parameters
+    ----------
+    folder
+        Where they are.
+    fill_seed
+        Seed of the candles that are made up where the recorder was down; None leaves holes.
+
     Raises
     ------
     UsageError
         If there is no such folder, no recording in it, or one that cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fill_seed: int | None = None) -> None:
         if not folder.is_dir():
             raise UsageError(f"there is no folder {folder}; a source is a folder of recordings or the word 'synthetic'")
         self._folder = folder
-        self._symbols = {symbol: RecordedSymbol(symbol, tables) for symbol, tables in _tables(folder).items()}
+        self._fill_seed = fill_seed
+        self._symbols = {
+            symbol: RecordedSymbol(symbol, tables, fill_seed) for symbol, tables in _tables(folder).items()
+        }
         if not self._symbols:
             raise UsageError(f"{folder} has no recordings; they are named SYMBOL_BAR_anything.parquet")
 
     @property
     def description(self) -> str:
-        """Where the recordings are, and of what."""
+        """Where the recordings are, of what, and whether their holes are filled."""
         spans = []
         for symbol, recorded in self._symbols.items():
             bars = ", ".join(str(bar) for bar in recorded.recorded)
             spans.append(f"{symbol} {utc(recorded.first_ms):%Y-%m-%d} to {utc(recorded.end_ms):%Y-%m-%d} ({bars})")
-        return f"recordings in {self._folder}: {'; '.join(spans)}"
+        filled = "" if self._fill_seed is None else f"; holes filled with made-up candles, seed {self._fill_seed}"
+        return f"recordings in {self._folder}: {'; '.join(spans)}{filled}"
 
     def start_ms(self, wall_ms: int) -> int:
         """The close of the last recorded candle of the finest bar."""
@@ -181,7 +202,7 @@ class Recordings:
         return symbol in self._symbols and self._symbols[symbol].first_ms <= now_ms
 
     def series(self, symbol: str, bar: Bar) -> Series:
-        """All candles of one symbol and bar, recorded or derived."""
+        """All candles of one symbol and bar: recorded, derived or made up."""
         return self._symbols[symbol].series(bar)
 
     def closed(self, symbol: str, bar: Bar, *, after_ms: int, before_ms: int, limit: int) -> list[Row]:
@@ -277,17 +298,19 @@ def _places(column: pa.ChunkedArray) -> int:
     return pc.max(pc.if_else(pc.less(point, 0), 0, after)).as_py() or 0
 
 
-def _as_integers(table: pa.Table, scales: Scales, spot: bool) -> Series:
+def _as_integers(table: pa.Table, bar: Bar, scales: Scales, spot: bool) -> Series:
+    opens: Times = table["ts"].to_numpy().astype(np.int64)
     prices = [_integers(table[name], scales.price) for name in _PRICES]
     volume = _integers(table["vol"], scales.volume)
     currency = _integers(table["vol_ccy"], scales.currency)
     largest_quote = int(currency.max()) * (1 if spot else int(prices[3].max()))
-    # int64 where even the sum of everything fits; Python's own integers where it might not.
-    fits = max(largest_quote, int(volume.max())) * table.num_rows < _SUM_LIMIT
+    # int64 where even the sum of everything fits, holes filled; Python's own integers where it might not.
+    candles = int(opens[-1] - opens[0]) // bar.length_ms + 1
+    fits = max(largest_quote, int(volume.max())) * candles < _SUM_LIMIT
     columns = np.array([*prices, volume, currency, currency], dtype=np.int64 if fits else object)
     if not spot:
         columns[6] = columns[5] * columns[3]
-    return Series(table["ts"].to_numpy().astype(np.int64), columns)
+    return Series(opens, columns)
 
 
 def _integers(column: pa.ChunkedArray, places: int) -> Columns:

@@ -60,6 +60,7 @@ def serve(
     speed: float,
     symbols: int,
     seed: int,
+    fill: int | None = None,
     latency_s: float = 0.0,
     push_interval_s: float = 1.0,
     faults: Sequence[str] = (),
@@ -77,6 +78,8 @@ def serve(
         Where the exchange's clock starts (None: where the market says), and how fast it runs.
     symbols, seed
         Of a synthetic market; the seed also of what faults do by chance.
+    fill
+        Seed of the candles that fill the holes of recordings; None leaves them open.
     latency_s
         How long every answer over HTTP is held back.
     push_interval_s
@@ -87,9 +90,9 @@ def serve(
     Raises
     ------
     UsageError
-        If there is no such source, moment or fault, or the port is taken.
+        If there is no such source, moment or fault, or the port is taken; if a synthetic market is to be filled.
     """
-    market = open_market(source, seed=seed, symbols=symbols)
+    market = open_market(source, seed=seed, symbols=symbols, fill=fill)
     wall_ms = int(time.time() * 1000)
     clock = ExchangeClock(market.start_ms(wall_ms) if now_ms is None else now_ms, speed)
     exchange = Exchange(market, clock, seed=seed)

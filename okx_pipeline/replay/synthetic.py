@@ -7,13 +7,12 @@ the exact sum of those minutes. All of it is integer arithmetic, in ticks and lo
 Simpler than life: instruments are listed and expire on a full hour, and rules never change.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +20,9 @@ import numpy.typing as npt
 from okx_pipeline.errors import UsageError
 from okx_pipeline.exchange.messages import Instrument
 from okx_pipeline.replay.bars import HOUR, MINUTE, Bar, Times
+from okx_pipeline.replay.draws import Integers, byte_of, key_of, mix
 from okx_pipeline.replay.market import SPOT, Columns, Row, Scales, aggregate, instrument, kind_of, partial
 from okx_pipeline.timeframes import DAY_MS, HOUR_MS, MINUTE_MS
-
-Integers = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
 
 _DAY_MINUTES: Final = DAY_MS // MINUTE_MS
 _CHUNK_DAYS: Final = 32
@@ -118,7 +115,7 @@ def _nameless(seed: int) -> Iterator[Listing]:
         symbol = f"SYN{number:04}-USDT-SWAP"
         kind = _KINDS[(number - 1) % len(_KINDS)]
         span_hours = (_THIS_YEAR_MS - _BTC_FIRST_MS) // HOUR_MS
-        first_ms = _BTC_FIRST_MS + _key(seed, f"{symbol} listed") % span_hours * HOUR_MS
+        first_ms = _BTC_FIRST_MS + key_of(seed, f"{symbol} listed") % span_hours * HOUR_MS
         first_ms = {1: _RECENT_MS, 2: _THIS_YEAR_MS}.get(number, first_ms)
         yield Listing(symbol, *kind, first_ms=first_ms)
 
@@ -170,7 +167,7 @@ class SyntheticMarket:
         oldest = max(bar.step(newest, 1 - limit), bar.open_at(source.first_ms), bar.step(bar.open_at(before_ms), 1))
         if oldest > newest:
             return []
-        opens = _opens(bar, oldest, newest)
+        opens = bar.every_open(oldest, newest)
         return source.scales.rows(opens, source.candles(bar, opens))
 
     def oldest_of_newest(self, symbol: str, bar: Bar, *, end_ms: int, count: int) -> int:
@@ -224,7 +221,7 @@ class SyntheticSymbol:
             self.scales = Scales(tick_places, lot_places, coin_places, coin_places + tick_places)
         self._tick = tick
         self._first_day = listing.first_ms // DAY_MS
-        self._key = _key(seed, listing.symbol)
+        self._key = key_of(seed, listing.symbol)
         self._anchor = int(Decimal(listing.price) / Decimal(listing.tick))
         self._levels: list[int] = [self._anchor]
 
@@ -283,7 +280,7 @@ class SyntheticSymbol:
         """
         levels = self._levels_of(first_day, days + 1)
         level, following = levels[:-1, None], levels[1:, None]
-        draws = _mix(self._key, np.arange(first_day, first_day + days))
+        draws = mix(self._key, np.arange(first_day, first_day + days))
         shapes = self._shapes
         walk_at = (draws >> np.uint64(8)).astype(np.int64) % _SHAPES
         trade_at = (draws >> np.uint64(16)).astype(np.int64) % _SHAPES
@@ -306,7 +303,7 @@ class SyntheticSymbol:
 
     def _volatility(self, first_day: int, days: int) -> Integers:
         """Daily volatility in parts per million: months are calmer or wilder, by up to a factor of two."""
-        months = _mix(self._key ^ 1, np.arange(first_day, first_day + days) // 30)
+        months = mix(self._key ^ 1, np.arange(first_day, first_day + days) // 30)
         return _DAILY_VOLATILITY_PPM * (8 + (months >> np.uint64(40)).astype(np.int64) % 24) // 16
 
     def _levels_of(self, first_day: int, days: int) -> Integers:
@@ -320,7 +317,7 @@ class SyntheticSymbol:
     def _extend(self, count: int) -> None:
         first = self._first_day + len(self._levels)
         days = count - len(self._levels)
-        draws = _mix(self._key ^ 2, np.arange(first, first + days))
+        draws = mix(self._key ^ 2, np.arange(first, first + days))
         # The sum of four 16-bit numbers is bell-shaped: mean 131,070, deviation 37,837.
         bells = sum((draws >> np.uint64(shift) & np.uint64(0xFFFF)).astype(np.int64) for shift in (0, 16, 32, 48))
         steps = ((bells - 131_070) * self._volatility(first, days)).tolist()
@@ -358,20 +355,20 @@ class Shapes:
     def __init__(self, seed: int) -> None:
         minutes = np.arange(_SHAPES * _DAY_MINUTES)
         shape = (_SHAPES, _DAY_MINUTES)
-        bells = sum(_bytes(_mix(_key(seed, "walks"), minutes), place) for place in range(4)) - 510
+        bells = sum(byte_of(mix(key_of(seed, "walks"), minutes), place) for place in range(4)) - 510
         # Some hours are up to three times as lively as others.
-        lively = 1 + _bytes(_mix(_key(seed, "hours"), minutes // (HOUR_MS // MINUTE_MS)), 0) % 3
+        lively = 1 + byte_of(mix(key_of(seed, "hours"), minutes // (HOUR_MS // MINUTE_MS)), 0) % 3
         self.walks = np.cumsum((bells * lively).reshape(shape), axis=1)
-        trades = _mix(_key(seed, "trades"), minutes)
-        self.upper_wicks = (_bytes(trades, 0) * _bytes(trades, 1) * lively >> 8).reshape(shape)
-        self.lower_wicks = (_bytes(trades, 2) * _bytes(trades, 3) * lively >> 8).reshape(shape)
-        draw = _bytes(trades, 4).reshape(shape)
+        trades = mix(key_of(seed, "trades"), minutes)
+        self.upper_wicks = (byte_of(trades, 0) * byte_of(trades, 1) * lively >> 8).reshape(shape)
+        self.lower_wicks = (byte_of(trades, 2) * byte_of(trades, 3) * lively >> 8).reshape(shape)
+        draw = byte_of(trades, 4).reshape(shape)
         self.gaps = np.where(draw < 140, 0, draw % 5 - 2)
         self.gaps[:, 0] = 0
-        sizes = _mix(_key(seed, "volumes"), minutes)
-        rare = 1 + _bytes(sizes, 2) // 32
-        self.volumes = ((_bytes(sizes, 0) + 1) * (_bytes(sizes, 1) + 1) * rare * lively >> 7).reshape(shape)
-        self._silence = _bytes(sizes, 3).reshape(shape)
+        sizes = mix(key_of(seed, "volumes"), minutes)
+        rare = 1 + byte_of(sizes, 2) // 32
+        self.volumes = ((byte_of(sizes, 0) + 1) * (byte_of(sizes, 1) + 1) * rare * lively >> 7).reshape(shape)
+        self._silence = byte_of(sizes, 3).reshape(shape)
         self.trading = lru_cache(maxsize=None)(self._trading)
 
     def _trading(self, quiet: int) -> tuple[npt.NDArray[np.bool_], Integers]:
@@ -385,34 +382,7 @@ class Shapes:
         return silent, last_trade
 
 
-def _opens(bar: Bar, oldest: int, newest: int) -> Times:
-    if not bar.timeframe.is_month:
-        return np.arange(oldest, newest + 1, bar.length_ms)
-    opens = [oldest]
-    while opens[-1] < newest:
-        opens.append(bar.close_of(opens[-1]))
-    return np.array(opens, dtype=np.int64)
-
-
 def _units(text: str) -> tuple[int, int]:
     """A decimal as an integer and how many digits of it stand after the point: 0.05 is (5, 2)."""
     whole, _, fraction = text.partition(".")
     return int(whole + fraction), len(fraction)
-
-
-def _key(seed: int, name: str) -> int:
-    """63 bits that tell this seed and name from all others."""
-    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-def _mix(key: int, numbers: Any) -> Words:
-    """64 well-mixed bits for every number under this key: the finisher of SplitMix64 (Steele, Lea, Flood 2014)."""
-    words: Words = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
-def _bytes(words: Words, place: int) -> Integers:
-    return (words >> np.uint64(8 * place) & np.uint64(255)).astype(np.int64)
