@@ -18,6 +18,8 @@ from okx_pipeline.errors import ExitStatus, PipelineError, UsageError
 
 if TYPE_CHECKING:
     from okx_pipeline.history.backfill import Backfill, Plan, Progress, Report
+    from okx_pipeline.quality.gaps import Wanted as GapsWanted
+    from okx_pipeline.quality.gaps_report import GapsReport
     from okx_pipeline.settings import Settings
     from okx_pipeline.storage.database import Database
     from okx_pipeline.storage.overview import StoreOverview
@@ -41,6 +43,12 @@ Symbols = Annotated[
 ]
 Timeframes = Annotated[
     str | None, typer.Option("--timeframes", metavar="5m,1h", help="Comma-separated; default: the subscribed ones.")
+]
+Start = Annotated[
+    str | None, typer.Option("--start", metavar="DATE", help="First UTC day, as 2026-08-01; default: since subscribed.")
+]
+End = Annotated[
+    str | None, typer.Option("--end", metavar="DATE", help="The UTC day after the last one; default: until now.")
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1.")]
 
@@ -125,6 +133,73 @@ def backfill(
         _print(
             "{new:,} new candles, {corrected:,} corrected, {quarantined:,} quarantined; {requests:,} requests, "
             "{files:,} Parquet files written, {seconds:g} s".format(**figures)
+        )
+
+
+@app.command()
+def gaps(
+    start: Start = None,
+    end: End = None,
+    symbols: Symbols = None,
+    timeframes: Timeframes = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Fetch what is missing; prove what OKX lacks.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What is missing, read from the rows; exit status 1 while anything is missing and not explained."""
+    from okx_pipeline.quality.gaps import Wanted as GapsWanted
+
+    settings = _settings()
+    wanted = GapsWanted(_symbols(symbols), _timeframes(timeframes), *_range(start, end))
+    with _database(settings) as database:
+        found = asyncio.run(_look_for_gaps(settings, database, wanted, mend=repair))
+    if as_json:
+        _print_json(found.document())
+    else:
+        for line in found.lines():
+            _print(line)
+    if found.missing:
+        what = "OKX did not serve them now" if repair else "fetch them with: okx-pipeline gaps --repair"
+        raise PipelineError(f"{found.missing:,} candles are missing; {what}")
+
+
+@app.command()
+def coverage(
+    start: Start = None,
+    end: End = None,
+    symbols: Symbols = None,
+    timeframes: Timeframes = None,
+    as_json: Json = False,
+) -> None:
+    """What the ledger says of each series: candles expected, present, absent and missing."""
+    from okx_pipeline.storage.coverage import series_coverage
+
+    settings = _settings()
+    named, lengths = _symbols(symbols), _timeframes(timeframes)
+    first, last = _range(start, end)
+    with _database(settings) as database:
+        asyncio.run(_account(settings, database))
+        with database.connect() as connection:
+            rows = series_coverage(
+                connection,
+                symbols=named,
+                timeframes=lengths,
+                start=first,
+                end=last,
+                subscribed=not named and first is None,
+            )
+    if as_json:
+        _print_json([{**asdict(row), "timeframe": row.timeframe.name, "percent": row.percent} for row in rows])
+        return
+    if not rows:
+        _print("nothing is expected there yet")
+        return
+    columns = f"{'expected':>11} {'present':>11} {'absent':>8} {'missing':>9}"
+    _print(f"{'symbol':<20} {'':>4}  first       last        {columns}  percent")
+    for row in rows:
+        quarantined = f"  {row.quarantined:,} in quarantine" if row.quarantined else ""
+        _print(
+            f"{row.symbol:<20} {row.timeframe!s:>4}  {row.first}  {row.last}  {row.expected:>11,} {row.present:>11,} "
+            f"{row.absent:>8,} {row.missing:>9,}  {_percent(row.percent)}{quarantined}"
         )
 
 
@@ -337,6 +412,24 @@ def _overview(settings: "Settings") -> "tuple[str, StoreOverview, StreamHealth]"
         return database.place, overview(connection), stream_health(connection)
 
 
+async def _look_for_gaps(
+    settings: "Settings", database: "Database", wanted: "GapsWanted", *, mend: bool
+) -> "GapsReport":
+    from okx_pipeline.history.backfill import Backfill
+    from okx_pipeline.quality.gaps_report import look_for_gaps
+
+    async with Backfill.opened(settings, database) as filling:
+        with _progress() as progress:
+            return await look_for_gaps(filling, wanted, mend=mend, progress=progress)
+
+
+async def _account(settings: "Settings", database: "Database") -> None:
+    from okx_pipeline.history.backfill import Backfill
+
+    async with Backfill.opened(settings, database) as filling:
+        await asyncio.to_thread(filling.store.account, await filling.known_ms())
+
+
 async def _check_listed(settings: "Settings", database: "Database", symbols: Sequence[str]) -> None:
     from okx_pipeline.history.backfill import Backfill
 
@@ -464,6 +557,17 @@ def _days(start: str, end: str) -> tuple[date, date]:
     if last > tomorrow:
         raise UsageError(f"--end {last} reaches into the future; the last end there can be is {tomorrow}")
     return first, last
+
+
+def _range(start: str | None, end: str | None) -> tuple[date | None, date | None]:
+    if start is not None and end is not None:
+        return _days(start, end)
+    return None if start is None else _day("--start", start), None if end is None else _day("--end", end)
+
+
+def _percent(share: float) -> str:
+    """In percent, never rounded up to a whole that it is not."""
+    return "100 %" if share >= 100 else f"{min(share, 99.99):.2f} %"
 
 
 def _day(option: str, text: str) -> date:

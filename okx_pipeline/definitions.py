@@ -11,17 +11,19 @@ from okx_pipeline.defs.history.schedules import (
     instruments_job,
     subscribed_symbols,
 )
-from okx_pipeline.defs.history.subscribed import subscribed_history
+from okx_pipeline.defs.quality.candle_gaps import candle_gaps
+from okx_pipeline.defs.quality.ledger import candle_gaps_job, ledger_work, reconciliation_job
+from okx_pipeline.defs.quality.reconciliation import reconciliation
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.defs.stream.sensors import sidecar_landings
 from okx_pipeline.defs.stream.streamed_candles import every_series_moves, streamed_candles
 
 defs = dg.Definitions(
-    assets=[instruments, candles, streamed_candles],
+    assets=[instruments, candles, streamed_candles, candle_gaps, reconciliation],
     asset_checks=[every_series_moves],
-    jobs=[instruments_job, candles_job],
+    jobs=[instruments_job, candles_job, candle_gaps_job, reconciliation_job],
     schedules=[instruments_daily, candles_daily],
-    sensors=[subscribed_symbols, subscribed_history, sidecar_landings],
+    sensors=[subscribed_symbols, ledger_work, sidecar_landings],
     resources={"pipeline": Pipeline()},
     # Steps are few and wait for the network; a process for each would cost six seconds a run.
     executor=dg.in_process_executor,

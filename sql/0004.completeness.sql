@@ -1,5 +1,12 @@
 -- The proof of completeness: the coverage ledger, and the gaps with what became of each.
 
+-- When a day of a series is to be read once more, UTC: eight days after its last candle closed. OKX was seen to revise
+-- candles three to seven days after they closed.
+CREATE FUNCTION trading.reconcile_at(timeframe text, day date) RETURNS timestamp
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN day + CASE timeframe WHEN '1w' THEN interval '15 days' WHEN '1mo' THEN interval '1 month 8 days'
+                                ELSE interval '9 days' END;
+
 -- One row per (series, UTC day) in which a candle opens that was wanted or is held. A candle counts as expected once it
 -- is due, 60 s after its close by the exchange's clock, so that the numbers of a day under way are those of a minute ago.
 CREATE TABLE trading.coverage (
@@ -21,10 +28,9 @@ CREATE TABLE trading.coverage (
 ) WITH (fillfactor = 80);
 
 CREATE INDEX coverage_open ON trading.coverage (symbol, timeframe, day) WHERE content_hash IS NULL;
-CREATE INDEX coverage_missing ON trading.coverage (symbol, timeframe, day) WHERE missing > 0;
--- Every day is to be read once more when eight days have passed since it ended.
-CREATE INDEX coverage_to_reconcile ON trading.coverage (day, symbol, timeframe)
-    WHERE read_at IS NULL OR (read_at AT TIME ZONE 'UTC') < day + 9;
+CREATE INDEX coverage_unfinished ON trading.coverage (symbol, timeframe, day) WHERE missing > 0 OR read_at IS NULL;
+CREATE INDEX coverage_to_reconcile ON trading.coverage (symbol, timeframe, day)
+    WHERE (read_at AT TIME ZONE 'UTC') < trading.reconcile_at(timeframe, day);
 
 COMMENT ON TABLE trading.coverage IS 'What is expected of a series on a UTC day, and what became of it';
 COMMENT ON COLUMN trading.coverage.expected IS 'Candles that open on the day, are wanted and due';

@@ -18,6 +18,7 @@ days_with_today = dg.DailyPartitionsDefinition(
     start_date=read_settings().partition_start.isoformat(), timezone="UTC", end_offset=1
 )
 day_by_symbol = dg.MultiPartitionsDefinition({DATE: days, SYMBOL: symbols})
+day_by_symbol_with_today = dg.MultiPartitionsDefinition({DATE: days_with_today, SYMBOL: symbols})
 
 
 def key_of(day: date, symbol: str) -> dg.MultiPartitionKey:

@@ -19,7 +19,7 @@ from okx_pipeline.errors import PipelineError
 from okx_pipeline.exchange import protocol
 from okx_pipeline.exchange.budget import RequestBudget
 from okx_pipeline.exchange.clock import ExchangeClock
-from okx_pipeline.exchange.errors import UnknownSymbolError
+from okx_pipeline.exchange.errors import RetryableError, UnknownSymbolError
 from okx_pipeline.exchange.rest import TRIES, RestClient
 from okx_pipeline.exchange.windows import Window, WindowResult, fetch_windows
 from okx_pipeline.history.plan import Estimate, Life, Span, estimate, why_empty, windows_of, windows_over, within
@@ -33,6 +33,7 @@ from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.projection import Projected
 from okx_pipeline.storage.request_budget import SharedBudget
+from okx_pipeline.storage.stream_status import sidecar_status
 from okx_pipeline.timeframes import Timeframe, day_of, parse_timeframe
 
 CONCURRENCY: Final = 24
@@ -155,6 +156,22 @@ class Backfill:
                 with CandleStore.opened(database, files) as store:
                     store.claim_for(settings.origin)
                     yield cls(settings, client, ExchangeClock(clock_client), store)
+
+    async def known_ms(self) -> int:
+        """The exchange's time; where OKX cannot be asked, the last that the sidecar wrote down, which may be old.
+
+        Raises
+        ------
+        ExchangeError
+            If OKX cannot be asked and no sidecar ever was.
+        """
+        try:
+            return await self.clock.now_ms()
+        except RetryableError:
+            status = sidecar_status(self.store.connection)
+            if status is None or status.exchange_ms is None:
+                raise
+            return status.exchange_ms
 
     async def record_listing(self) -> Snapshot:
         """Ask OKX for every instrument it lists and keep what changed."""

@@ -3,7 +3,7 @@
 Pure arithmetic on open times. What the windows bring and where it goes is `backfill`'s work.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import groupby
@@ -11,6 +11,9 @@ from typing import Final
 
 from okx_pipeline.exchange.protocol import CANDLES, HISTORY_CANDLES, PAGE_LIMIT
 from okx_pipeline.exchange.windows import Window, plan
+from okx_pipeline.ranges import Range
+from okx_pipeline.storage.coverage import days_in
+from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, utc
 
 BYTES_PER_CANDLE: Final = 300
@@ -67,6 +70,19 @@ def days_and_their_closes(symbol: str, timeframe: Timeframe, days: Iterable[date
             start_ms = opened_before_ms
         spans.append(Span(symbol, timeframe, start_ms, end_ms))
     return spans
+
+
+def without_days(span: Span, days: Collection[SeriesDay]) -> list[Span]:
+    """`span` without the candles that open on `days` of its series."""
+    kept: list[Span] = []
+    for day in days_in(span.timeframe, Range(span.start_ms, span.end_ms)):
+        if SeriesDay(span.symbol, span.timeframe.name, day) in days:
+            continue
+        start_ms, end_ms = max(span.start_ms, day_ms(day)), min(span.end_ms, day_ms(day) + DAY_MS)
+        if kept and kept[-1].end_ms == start_ms:
+            start_ms = kept.pop().start_ms
+        kept.append(Span(span.symbol, span.timeframe, start_ms, end_ms))
+    return kept
 
 
 def within(span: Span, life: Life, now_ms: int) -> Span:

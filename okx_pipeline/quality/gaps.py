@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Self
 
+from okx_pipeline.errors import UsageError
 from okx_pipeline.history.plan import days_and_their_closes
 from okx_pipeline.ranges import Range, candles_in, difference, intersection, runs, union
 from okx_pipeline.storage.candle_store import CandleStore
-from okx_pipeline.storage.coverage import days_in, due, wanted_range
+from okx_pipeline.storage.coverage import DayCoverage, days_in, due, wanted_range
 from okx_pipeline.storage.instruments import Life, lives
 from okx_pipeline.storage.subscriptions import Subscription, every_subscription
-from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms
+from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,12 @@ class Expectations:
     def of(self, wanted: Wanted) -> list[SeriesRange]:
         """What is expected of every series that is wanted.
 
-        A series that is named but was never subscribed is looked at over the days named; without a start it is left
-        out.
+        A series that was never subscribed is looked at over the days named.
+
+        Raises
+        ------
+        UsageError
+            If such a series is named and no start.
         """
         found = []
         for symbol, timeframe in self._series(wanted):
@@ -108,7 +113,7 @@ class Expectations:
             if wanted.start is not None and (subscription is None or start_ms < subscription.since_ms):
                 subscription = None  # who names a day means it
             elif subscription is None:
-                continue
+                raise UsageError(f"{symbol} {timeframe} was never subscribed; say from when with --start")
             whole = wanted_range(timeframe, start_ms, max(start_ms, end_ms), subscription, self.lives.get(symbol))
             found.append(SeriesRange(symbol, timeframe, due(timeframe, whole, self.now_ms)))
         return found
@@ -122,14 +127,30 @@ class Expectations:
             found.append(SeriesRange(symbol, timeframe, due(timeframe, whole, self.now_ms)))
         return found
 
+    def of_day(self, symbol: str, timeframe: Timeframe, day: date) -> Range:
+        """What is expected of a day once it is over; of a day that is not wanted, all of it."""
+        start_ms, life = day_ms(day), self.lives.get(symbol)
+        whole = wanted_range(timeframe, start_ms, start_ms + DAY_MS, self.subscriptions.get((symbol, timeframe)), life)
+        if whole.start_ms < whole.end_ms:
+            return whole
+        return wanted_range(timeframe, start_ms, start_ms + DAY_MS, None, life)
+
     def _series(self, wanted: Wanted) -> list[tuple[str, Timeframe]]:
         live = {key for key, each in self.subscriptions.items() if each.until_ms is None}
         symbols = set(wanted.symbols) or {symbol for symbol, _ in live}
         return sorted(
             (symbol, timeframe)
             for symbol in symbols
-            for timeframe in wanted.timeframes or {of for known, of in self.subscriptions if known == symbol}
+            for timeframe in wanted.timeframes or self._timeframes(symbol, live)
         )
+
+    def _timeframes(self, symbol: str, live: set[tuple[str, Timeframe]]) -> set[Timeframe]:
+        """Those subscribed now; for a symbol of which none is, those that were."""
+        found = {of for known, of in live if known == symbol}
+        found = found or {of for known, of in self.subscriptions if known == symbol}
+        if not found:
+            raise UsageError(f"{symbol} was never subscribed; name what to look at with --timeframes and --start")
+        return found
 
 
 def look(store: CandleStore, series: SeriesRange) -> Findings:
@@ -192,3 +213,22 @@ def detect(store: CandleStore, series: SeriesRange, now_ms: int) -> Findings:
     lacking = union(findings.missing, findings.absent)
     store.record_gaps(series.symbol, series.timeframe, series.range, lacking, now_ms)
     return findings
+
+
+def agrees(store: CandleStore, expectations: Expectations, row: DayCoverage) -> bool:
+    """Whether a row of the ledger says what the rows of its day say, counted here in another way than the ledger does.
+
+    A day under way is held against the candles that were due when it was counted: its first so many.
+    """
+    timeframe = parse_timeframe(row.timeframe)
+    expected = list(timeframe.opens(*expectations.of_day(row.symbol, timeframe, row.day)))[: row.expected]
+    if not expected:
+        return not row.expected
+    seen = Range(expected[0], timeframe.close_of(expected[-1]))
+    findings = look(store, SeriesRange(row.symbol, timeframe, seen))
+    return (findings.present, findings.absent_candles, findings.quarantined, findings.missing_candles) == (
+        row.present,
+        row.absent,
+        row.quarantined,
+        row.missing,
+    )

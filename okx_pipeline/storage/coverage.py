@@ -157,19 +157,23 @@ WHERE symbol = %s AND day >= %s AND day < %s
 ORDER BY day, timeframe
 """
 
-_LACKING: Final[LiteralString] = """
-SELECT coverage.symbol, coverage.timeframe, coverage.day, coverage.read_at IS NOT NULL
+_UNFINISHED: Final[LiteralString] = """
+SELECT coverage.symbol, coverage.timeframe, coverage.day, coverage.missing, coverage.read_at IS NOT NULL,
+       coverage.content_hash IS NOT NULL, coalesce(stream.through_ms, 0)
 FROM trading.coverage
 JOIN trading.coverage_extents AS extent USING (symbol, timeframe)
-WHERE missing > 0 AND content_hash IS NOT NULL AND symbol = ANY(%s)
-  AND day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
-  AND (extent.until_ms IS NULL OR day <= date '1970-01-01' + (extent.until_ms / 86400000)::int)
+LEFT JOIN trading.stream_offsets AS stream USING (symbol, timeframe)
+WHERE (coverage.missing > 0 OR coverage.read_at IS NULL) AND coverage.symbol = ANY(%s)
+  AND (coverage.missing > 0 OR coverage.content_hash IS NOT NULL)
+  AND coverage.day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
+  AND (extent.until_ms IS NULL OR coverage.day <= date '1970-01-01' + (extent.until_ms / 86400000)::int)
 """
 
 _TO_RECONCILE: Final[LiteralString] = """
 SELECT symbol, timeframe, day FROM trading.coverage
-WHERE (read_at IS NULL OR (read_at AT TIME ZONE 'UTC') < day + 9) AND day < %s AND symbol = ANY(%s)
-  AND missing = 0 AND present > 0 AND content_hash IS NOT NULL
+WHERE (read_at AT TIME ZONE 'UTC') < trading.reconcile_at(timeframe, day)
+  AND trading.reconcile_at(timeframe, day) <= %s::timestamptz AT TIME ZONE 'UTC'
+  AND symbol = ANY(%s) AND missing = 0 AND present > 0 AND content_hash IS NOT NULL
 """
 
 
@@ -218,6 +222,29 @@ class SeriesCoverage:
     def percent(self) -> float:
         """Share of the expected candles that is held."""
         return 100.0 * self.present / self.expected if self.expected else 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A series-day that is not proven whole.
+
+    Parameters
+    ----------
+    missing
+        Candles of which nothing is known.
+    read
+        Whether REST was read for the whole day.
+    closed
+        Whether all its candles are due.
+    streamed_ms
+        Up to where the sidecar has dealt with the series, by open time; 0 if it never did.
+    """
+
+    key: SeriesDay
+    missing: int
+    read: bool
+    closed: bool
+    streamed_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,15 +367,17 @@ def day_coverage(connection: Connection, symbol: str, start: date, end: date) ->
     return [DayCoverage(*row) for row in connection.execute(_DAYS, (symbol, start, end))]
 
 
-def lacking_days(connection: Connection, symbols: Sequence[str]) -> list[tuple[SeriesDay, bool]]:
-    """The closed days of subscribed series on which candles are missing, and whether REST has answered for the day."""
-    found = connection.execute(_LACKING, (list(symbols),))
-    return [(SeriesDay(symbol, timeframe, day), read) for symbol, timeframe, day, read in found]
+def unfinished_days(connection: Connection, symbols: Sequence[str]) -> list[Unfinished]:
+    """The wanted days of `symbols` on which candles are missing, or that are over and that REST was never read for."""
+    return [
+        Unfinished(SeriesDay(symbol, timeframe, day), *rest)
+        for symbol, timeframe, day, *rest in connection.execute(_UNFINISHED, (list(symbols),))
+    ]
 
 
-def days_to_reconcile(connection: Connection, symbols: Sequence[str], before: date) -> list[SeriesDay]:
-    """The whole days before `before` that REST has not been read for since eight days after they ended."""
-    return [SeriesDay(*row) for row in connection.execute(_TO_RECONCILE, (before, list(symbols)))]
+def days_to_reconcile(connection: Connection, symbols: Sequence[str], now_ms: int) -> list[SeriesDay]:
+    """The whole days that REST was read for and is to be read for once more by `now_ms`, the exchange's time."""
+    return [SeriesDay(*row) for row in connection.execute(_TO_RECONCILE, (utc(now_ms), list(symbols)))]
 
 
 def due(timeframe: Timeframe, wanted: Range, now_ms: int) -> Range:

@@ -27,6 +27,11 @@ WHERE symbol = %s AND timeframe = %s AND first_ms < %s AND last_ms >= %s
   AND (status <> 'repaired' OR resolved_at >= %s)
 ORDER BY first_ms, id
 """
+_TO_ASK: Final[LiteralString] = """
+SELECT id, symbol, timeframe, first_ms, last_ms, status, reason, evidence, ask_again_ms, detected_at, resolved_at
+FROM trading.candle_gaps
+WHERE ask_again_ms IS NOT NULL AND symbol = ANY(%s)
+"""
 _ABSENT: Final[LiteralString] = """
 SELECT gap.symbol, gap.timeframe, gap.first_ms, gap.last_ms
 FROM trading.candle_gaps AS gap
@@ -128,6 +133,11 @@ def absent_ranges(
     for symbol, name, first_ms, last_ms in connection.execute(_ABSENT, parameters):
         absent[symbol, name].append(Range(first_ms, parse_timeframe(name).close_of(last_ms)))
     return {key: union(ranges) for key, ranges in absent.items()}
+
+
+def gaps_to_ask(connection: Connection, symbols: Sequence[str]) -> list[Gap]:
+    """The gaps of `symbols` about which OKX is to be asked again some time."""
+    return [_gap(row) for row in connection.execute(_TO_ASK, (list(symbols),))]
 
 
 def series_with_gaps(connection: Connection) -> set[tuple[str, str]]:

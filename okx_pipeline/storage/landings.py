@@ -1,4 +1,4 @@
-"""What landed lately, by day and symbol: what a sensor reports, and what history still lacks."""
+"""What landed lately, by day and symbol: what a sensor reports."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -7,7 +7,6 @@ from datetime import date, datetime
 from typing import Final, LiteralString
 
 from okx_pipeline.storage.database import Connection
-from okx_pipeline.timeframes import Timeframe
 
 _NOW: Final[LiteralString] = "SELECT clock_timestamp()"
 
@@ -47,13 +46,6 @@ CROSS JOIN LATERAL (
       AND held.timestamp_ms >= (wanted.day - date '1970-01-01') * 86400000::bigint
       AND held.timestamp_ms < (wanted.day - date '1970-01-01' + 1) * 86400000::bigint
 ) AS held
-"""
-
-_PER_DAY: Final[LiteralString] = """
-SELECT timestamp_ms / 86400000 * 86400000, count(*)
-FROM trading.candlesticks
-WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
-GROUP BY 1
 """
 
 
@@ -96,10 +88,3 @@ def totals_of_days(
     for symbol, day, timeframe, *numbers in connection.execute(_TOTALS, [list(column) for column in columns]):
         totals[symbol, day][timeframe] = Totals(*numbers)
     return dict(totals)
-
-
-def rows_per_day(
-    connection: Connection, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int
-) -> dict[int, int]:
-    """How many candles are held of each UTC day (by its first millisecond) in [start_ms, end_ms)."""
-    return dict(connection.execute(_PER_DAY, (symbol, timeframe.name, start_ms, end_ms)).fetchall())

@@ -39,7 +39,13 @@ def metadata_by_partition(instance: dg.DagsterInstance) -> dict[str, dict[str, A
 def test_the_definitions_load_and_name_what_others_rely_on() -> None:
     repository = defs.get_repository_def()
     keys = {key.to_user_string() for key in repository.assets_defs_by_key}
-    assert keys == {"okx/candles", "okx/instruments", "okx/streamed_candles"}
+    assert keys == {
+        "okx/candle_gaps",
+        "okx/candles",
+        "okx/instruments",
+        "okx/reconciliation",
+        "okx/streamed_candles",
+    }
     assert candles.partitions_def is not None
     assert candles.partitions_def.partition_dimension_names == ["date", "symbol"]  # type: ignore[attr-defined]
     spec = candles.specs_by_key[candles.key]

@@ -11,9 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from okx_pipeline.candles import Candle, Source
-from okx_pipeline.definitions import defs
 from okx_pipeline.defs.history.candles import candles as candles_of_history
-from okx_pipeline.defs.history.subscribed import subscribed_history
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.defs.stream.sensors import REPORTS_A_TICK, sidecar_landings
 from okx_pipeline.defs.stream.streamed_candles import KEY, every_series_moves
@@ -22,7 +20,7 @@ from okx_pipeline.storage.landing import land
 from okx_pipeline.storage.landings import database_now, streamed_days
 from okx_pipeline.storage.stream_status import Heartbeat, beat, sidecar_asked_for_s
 from okx_pipeline.storage.subscriptions import seed_subscriptions
-from okx_pipeline.timeframes import DAY_MS, MINUTE_MS, day_ms, parse_timeframe, parse_timeframes
+from okx_pipeline.timeframes import MINUTE_MS, day_ms, parse_timeframes
 
 BTC, ETH = "BTC-USDT-SWAP", "ETH-USDT-SWAP"
 DAY = date(2026, 8, 20)
@@ -150,35 +148,3 @@ def test_maintenance_of_the_exchange_holds_the_verdict_on_silence(pipeline: Pipe
     result = every_series_moves(pipeline)
     assert result.passed  # type: ignore[union-attr]
     assert "OKX is at maintenance: upgrade" in str(result.description)  # type: ignore[union-attr]
-
-
-def test_lacking_history_is_requested_newest_first_until_nothing_is_lacking(
-    instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection
-) -> None:
-    instance.add_dynamic_partitions("okx_symbols", [BTC])
-    seed_subscriptions(connection, [BTC], [parse_timeframe("1d")], day_ms(DAY) - 150 * DAY_MS)
-    beat(connection, Heartbeat("host:1", "streaming", NOW_MS))
-
-    def requested() -> list[tuple[str, str]]:
-        context = dg.build_sensor_context(
-            instance, resources={"pipeline": pipeline}, repository_def=defs.get_repository_def()
-        )
-        data = subscribed_history.evaluate_tick(context)
-        return [
-            (
-                request.tags["dagster/asset_partition_range_start"].split("|")[0],
-                request.tags["dagster/asset_partition_range_end"].split("|")[0],
-            )
-            for request in data.run_requests or []
-        ]
-
-    yesterday = DAY - timedelta(days=1)
-    assert requested() == [(str(yesterday - timedelta(days=99)), str(yesterday))]
-    days = [day_ms(yesterday) - number * DAY_MS for number in range(100)]
-    land(connection, [candle(BTC, ms, "1d") for ms in days if ms != days[40]], source=Source.REST)
-    hole = yesterday - timedelta(days=40)
-    assert requested() == [(str(hole), str(hole))]
-    land(connection, [candle(BTC, days[40], "1d")], source=Source.REST)
-    assert requested() == [(str(DAY - timedelta(days=150)), str(yesterday - timedelta(days=100)))]
-    land(connection, [candle(BTC, days[-1] - number * DAY_MS, "1d") for number in range(1, 51)], source=Source.REST)
-    assert requested() == []

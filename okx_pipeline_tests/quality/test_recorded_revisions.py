@@ -19,7 +19,7 @@ import pytest
 from okx_pipeline.candles import VALUE_COLUMNS
 from okx_pipeline.errors import UsageError
 from okx_pipeline.history.backfill import Backfill, Report
-from okx_pipeline.history.daily import land_days
+from okx_pipeline.quality.reconciliation import reconcile_days
 from okx_pipeline.replay.clock import ExchangeClock
 from okx_pipeline.replay.exchange import Exchange
 from okx_pipeline.replay.server import ReplayServer
@@ -119,7 +119,7 @@ def read_days(settings: Settings, database: Database, wanted: Mapping[str, Seque
 
     async def run() -> Report:
         async with Backfill.opened(settings, database) as backfill:
-            return (await land_days(backfill, wanted)).report
+            return (await reconcile_days(backfill, wanted)).landed.report
 
     return asyncio.run(run())
 

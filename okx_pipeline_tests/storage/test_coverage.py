@@ -19,9 +19,9 @@ from okx_pipeline.storage.coverage import (
     count,
     day_coverage,
     days_to_reconcile,
-    lacking_days,
     note_reads,
     series_coverage,
+    unfinished_days,
 )
 from okx_pipeline.storage.database import Connection, Database
 from okx_pipeline.storage.gaps import Verdict
@@ -133,7 +133,12 @@ def test_a_day_nobody_subscribed_to_is_expected_whole_and_is_nobodys_work(store:
     land(store, [before_ms])
     count(store.connection, store.files, NOON_OF_THIRD_MS)
     assert numbers(ledger(store)[0]) == (24, 1, 0, 0, 23)
-    assert {each.day for each, _ in lacking_days(store.connection, [SYMBOL])} == {FIRST, FIRST + timedelta(1)}
+    unfinished = unfinished_days(store.connection, [SYMBOL])
+    assert sorted((each.key.day, each.closed, each.read) for each in unfinished) == [
+        (FIRST, True, False),
+        (FIRST + timedelta(1), True, False),
+        (FIRST + timedelta(2), False, False),
+    ]
     [summed] = series_coverage(store.connection, subscribed=True)
     assert (summed.first, summed.expected, summed.missing) == (FIRST, 60, 60)
 
@@ -184,17 +189,30 @@ def test_a_day_is_to_be_read_once_more_when_eight_days_have_passed(store: Candle
     now_ms = START_MS + 10 * DAY_MS
     count(store.connection, store.files, now_ms)
     first = SeriesDay(SYMBOL, "1h", FIRST)
-    due = FIRST + timedelta(2)
-    note_reads(store.connection, {first: Read(24, 24, False, START_MS + 9 * DAY_MS - 1)})
-    assert days_to_reconcile(store.connection, [SYMBOL], due) == [first, first._replace(day=FIRST + timedelta(1))]
-    note_reads(store.connection, {first: Read(24, 24, False, START_MS + 9 * DAY_MS)})
-    assert days_to_reconcile(store.connection, [SYMBOL], due) == [first._replace(day=FIRST + timedelta(1))]
-    assert days_to_reconcile(store.connection, [SYMBOL], FIRST + timedelta(1)) == []
+    due_ms = START_MS + 9 * DAY_MS
+    assert days_to_reconcile(store.connection, [SYMBOL], due_ms) == []  # not read a first time yet
+    note_reads(store.connection, {first: Read(24, 24, False, due_ms - 1)})
+    assert days_to_reconcile(store.connection, [SYMBOL], due_ms - 1) == []
+    assert days_to_reconcile(store.connection, [SYMBOL], due_ms) == [first]
+    note_reads(store.connection, {first: Read(24, 24, False, due_ms)})
+    assert days_to_reconcile(store.connection, [SYMBOL], due_ms) == []
+
+
+def test_a_month_is_read_once_more_eight_days_after_it_ended(store: CandleStore) -> None:
+    subscribed(store, MONTH)
+    opens_ms = day_ms(date(2026, 9, 1))
+    land(store, [opens_ms], MONTH)
+    due_ms = day_ms(date(2026, 10, 9))
+    count(store.connection, store.files, due_ms)
+    key = SeriesDay(SYMBOL, "1mo", date(2026, 9, 1))
+    note_reads(store.connection, {key: Read(1, 1, False, day_ms(date(2026, 10, 1)) + HOUR_MS)})
+    assert days_to_reconcile(store.connection, [SYMBOL], due_ms - 1) == []
+    assert days_to_reconcile(store.connection, [SYMBOL], due_ms) == [key]
 
 
 # Hours of three days, of which the third is half over.
 hours = st.integers(0, 70).map(lambda hour: START_MS + hour * HOUR_MS)
-steps = st.one_of(
+steps: st.SearchStrategy[tuple[str, list[int], str | None]] = st.one_of(
     st.tuples(st.just("land"), st.lists(hours, min_size=1, max_size=30), st.sampled_from(["5", "6"])),
     st.tuples(st.just("quarantine"), st.lists(hours, min_size=1, max_size=3), st.none()),
     st.tuples(st.just("absent"), st.lists(hours, min_size=1, max_size=3), st.none()),

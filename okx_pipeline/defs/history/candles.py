@@ -17,6 +17,9 @@ from okx_pipeline.timeframes import utc
 DAYS_A_RUN = 100
 """Partitions a run of a backfill holds: whole ranges need fewer requests than days, and a failed run repeats little."""
 
+ONLY_UNREAD = "okx/only_unread"
+"""Tag of a run that leaves out what REST was read for already, as the ledger says."""
+
 COLUMN_SCHEMA = dg.TableSchema(
     [
         dg.TableColumn(
@@ -48,7 +51,7 @@ def candles(context: dg.AssetExecutionContext, pipeline: Pipeline) -> None:
 
     async def land(wanted: Mapping[str, list[date]]) -> DaysLanded:
         async with pipeline.backfill() as backfill:
-            return await land_days(backfill, wanted)
+            return await land_days(backfill, wanted, only_unread=ONLY_UNREAD in context.run.tags)
 
     with told_in_one_line():
         landed = asyncio.run(land(days_by_symbol(context.partition_keys)))

@@ -5,7 +5,7 @@ from datetime import timedelta
 import dagster as dg
 
 from okx_pipeline.defs.history.candles import COLUMN_SCHEMA
-from okx_pipeline.defs.partitions import days_with_today, symbols
+from okx_pipeline.defs.partitions import day_by_symbol_with_today
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.stream.health import SilentSeries, StreamHealth, stream_health
 from okx_pipeline.timeframes import utc
@@ -15,7 +15,7 @@ KEY = dg.AssetKey(["okx", "streamed_candles"])
 streamed_candles = dg.AssetSpec(
     KEY,
     description="One row per confirmed candle of a symbol's day as it lands live; today included.",
-    partitions_def=dg.MultiPartitionsDefinition({"date": days_with_today, "symbol": symbols}),
+    partitions_def=day_by_symbol_with_today,
     group_name="stream",
     kinds={"websocket", "postgres", "parquet"},
     owners=["team:market-data"],

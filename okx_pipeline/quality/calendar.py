@@ -1,0 +1,74 @@
+"""The ledger as a picture: days by series, each day complete, absent in part, missing or under way."""
+
+from collections.abc import Iterable
+from datetime import date, timedelta
+from html import escape
+from typing import Final
+
+from okx_pipeline.storage.coverage import DayCoverage
+from okx_pipeline.timeframes import parse_timeframe
+
+_CELL: Final = 9
+_GAP: Final = 2
+_LABEL: Final = 190
+_HEAD: Final = 16
+_FOOT: Final = 22
+
+STATES: Final = {
+    "complete": ("#2e9e5b", "complete"),
+    "absent": ("#8aa4d6", "complete but for what OKX does not serve"),
+    "quarantined": ("#e0a030", "some of it in quarantine"),
+    "missing": ("#d64545", "something is missing"),
+    "open": ("#c9cdd3", "under way"),
+}
+
+
+def state_of(day: DayCoverage) -> str:
+    """Which of `STATES` a day is in."""
+    if day.missing:
+        return "missing"
+    if day.quarantined:
+        return "quarantined"
+    if day.content_hash is None:
+        return "open"
+    return "absent" if day.absent else "complete"
+
+
+def calendar_svg(days: Iterable[DayCoverage], first: date, last: date) -> str:
+    """An SVG picture of the days from `first` to `last`, a row per series.
+
+    A day without a row in the ledger is left white; weeks and months stand in the day they open on.
+    """
+    by_series: dict[tuple[str, str], list[DayCoverage]] = {}
+    for day in days:
+        if first <= day.day <= last and day.expected:
+            by_series.setdefault((day.symbol, day.timeframe), []).append(day)
+    series = sorted(by_series, key=lambda each: (each[0], parse_timeframe(each[1])))
+    columns = (last - first).days + 1
+    step = _CELL + _GAP
+    width, height = _LABEL + columns * step, _HEAD + len(series) * step + _FOOT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        'font-size="9" fill="#666">'
+    ]
+    for offset in range(columns):
+        date_of = first + timedelta(days=offset)
+        if date_of.day == 1 or not offset:
+            parts.append(f'<text x="{_LABEL + offset * step}" y="10">{date_of:%b %Y}</text>')
+    for number, key in enumerate(series):
+        top = _HEAD + number * step
+        parts.append(f'<text x="0" y="{top + _CELL - 1}">{escape(" ".join(key))}</text>')
+        parts += [_cell(each, _LABEL + (each.day - first).days * step, top) for each in by_series[key]]
+    left, foot = _LABEL, _HEAD + len(series) * step + 12
+    for colour, meaning in STATES.values():
+        parts.append(f'<rect x="{left}" y="{foot - 8}" width="{_CELL}" height="{_CELL}" fill="{colour}"/>')
+        parts.append(f'<text x="{left + step + 2}" y="{foot}">{meaning}</text>')
+        left += step + 12 + 5 * len(meaning)
+    return "".join(parts) + "</svg>"
+
+
+def _cell(day: DayCoverage, left: int, top: int) -> str:
+    colour, meaning = STATES[state_of(day)]
+    title = escape(f"{day.day} {day.symbol} {day.timeframe}: {day.present} of {day.expected}, {meaning}")
+    square = f'x="{left}" y="{top}" width="{_CELL}" height="{_CELL}" rx="1" fill="{colour}"'
+    return f"<rect {square}><title>{title}</title></rect>"

@@ -1,0 +1,198 @@
+"""The stage that proves, as Dagster runs it: gaps mended, days read once more, and runs requested from the ledger."""
+
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from okx_pipeline.candles import Candle, Source
+from okx_pipeline.definitions import defs
+from okx_pipeline.defs.history.candles import ONLY_UNREAD, candles
+from okx_pipeline.defs.quality.candle_gaps import candle_gaps
+from okx_pipeline.defs.quality.ledger import REST_AFTER_FAILURE, TAG, ledger_work
+from okx_pipeline.defs.quality.reconciliation import reconciliation
+from okx_pipeline.defs.resources import Pipeline
+from okx_pipeline.replay.corrections import Correction, Corrections
+from okx_pipeline.replay.exchange import Exchange
+from okx_pipeline.storage.coverage import Read, count, note_reads
+from okx_pipeline.storage.database import Connection, one
+from okx_pipeline.storage.landing import SeriesDay, land
+from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.stream_status import Heartbeat, beat
+from okx_pipeline.storage.subscriptions import seed_subscriptions
+from okx_pipeline.timeframes import DAY_MS, day_ms, parse_timeframe, parse_timeframes
+
+BTC = "BTC-USDT-SWAP"
+DAY = date(2026, 8, 20)
+NOW_MS = day_ms(DAY) + 12 * 3_600_000
+
+Tick = Callable[[], Any]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ParquetStore:
+    return ParquetStore(str(tmp_path / "parquet"))
+
+
+@pytest.fixture
+def tick(instance: dg.DagsterInstance, pipeline: Pipeline) -> Tick:
+    """Evaluates the ledger's sensor as the daemon would."""
+
+    def evaluate() -> Any:
+        context = dg.build_sensor_context(
+            instance, resources={"pipeline": pipeline}, repository_def=defs.get_repository_def()
+        )
+        return ledger_work.evaluate_tick(context).run_requests or []
+
+    return evaluate
+
+
+def days_of(request: Any) -> tuple[str, str, str]:
+    """What a request is for: kind, first and last day."""
+    first, last = (request.tags[f"dagster/asset_partition_range_{end}"].split("|")[0] for end in ("start", "end"))
+    return request.tags[TAG].split()[0], first, last
+
+
+def candle(open_ms: int) -> Candle:
+    return Candle(BTC, "1d", open_ms, "10", "11", "9", "10", "5", "0.05", "500")
+
+
+def read(connection: Connection, files: ParquetStore, days: list[date], served: int = 1, at_ms: int = NOW_MS) -> None:
+    """As a run does that has read `days` from REST."""
+    if served:
+        land(connection, [candle(day_ms(day)) for day in days], source=Source.REST)
+    count(connection, files, NOW_MS)
+    note_reads(connection, {SeriesDay(BTC, "1d", day): Read(1, served, False, at_ms) for day in days})
+
+
+@pytest.fixture
+def subscribed(instance: dg.DagsterInstance, connection: Connection, files: ParquetStore) -> date:
+    """A symbol subscribed in 1d since 150 days ago, of which nothing is held; returns yesterday."""
+    instance.add_dynamic_partitions("okx_symbols", [BTC])
+    seed_subscriptions(connection, [BTC], [parse_timeframe("1d")], day_ms(DAY) - 150 * DAY_MS)
+    beat(connection, Heartbeat("host:1", "streaming", NOW_MS))
+    count(connection, files, NOW_MS)
+    return DAY - timedelta(days=1)
+
+
+def test_unread_history_is_requested_newest_first_until_the_ledger_lacks_nothing(
+    tick: Tick, subscribed: date, connection: Connection, files: ParquetStore
+) -> None:
+    [request] = tick()
+    assert days_of(request) == ("history", str(subscribed - timedelta(days=99)), str(subscribed))
+    assert request.tags[ONLY_UNREAD]
+    days = [subscribed - timedelta(days=number) for number in range(150)]
+    read(connection, files, [day for day in days[:100] if day != days[40]])
+    assert list(map(days_of, tick())) == [("history", str(days[40]), str(days[40]))]
+    read(connection, files, [days[40]])
+    assert list(map(days_of, tick())) == [("history", str(days[149]), str(days[100]))]
+    read(connection, files, days[100:])
+    assert tick() == []
+
+
+def test_what_okx_did_not_serve_is_requested_as_repair_and_no_more_as_history(
+    tick: Tick, subscribed: date, connection: Connection, files: ParquetStore
+) -> None:
+    days = [subscribed - timedelta(days=number) for number in range(150)]
+    read(connection, files, days[1:])
+    read(connection, files, days[:1], served=0)
+    assert list(map(days_of, tick())) == [("repair", str(subscribed), str(subscribed))]
+
+
+def test_a_run_is_requested_once_while_it_is_under_way_and_again_when_it_was_cancelled(
+    tick: Tick, subscribed: date, instance: dg.DagsterInstance
+) -> None:
+    [first] = tick()
+    [same] = tick()
+    assert same.run_key == first.run_key
+    job = defs.resolve_job_def("okx_candles")
+    run = instance.create_run_for_job(job, tags=first.tags, status=dg.DagsterRunStatus.NOT_STARTED)
+    assert tick() == []
+    instance.report_run_canceled(run)
+    [again] = tick()
+    assert days_of(again) == days_of(first)
+    assert again.run_key != first.run_key
+
+
+def test_a_run_that_failed_is_not_requested_again_at_once(
+    tick: Tick, subscribed: date, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [request] = tick()
+    run = instance.create_run_for_job(
+        defs.resolve_job_def("okx_candles"), tags=request.tags, status=dg.DagsterRunStatus.STARTED
+    )
+    instance.report_run_failed(run)
+    assert tick() == []
+    monkeypatch.setattr("okx_pipeline.defs.quality.ledger.REST_AFTER_FAILURE", -REST_AFTER_FAILURE)
+    assert len(tick()) == 1
+
+
+def test_a_day_is_requested_once_more_eight_days_after_it_ended(
+    tick: Tick, subscribed: date, connection: Connection, files: ParquetStore
+) -> None:
+    days = [subscribed - timedelta(days=number) for number in range(150)]
+    read(connection, files, days)
+    old = DAY - timedelta(days=9)
+    connection.execute("UPDATE trading.coverage SET read_at = (day + 1)::timestamp AT TIME ZONE 'UTC' + interval '1 h'")
+    read(connection, files, [day for day in days if day < old])
+    assert list(map(days_of, tick())) == [("reconciliation", str(old), str(old))]
+
+
+def run(
+    asset: dg.AssetsDefinition, instance: dg.DagsterInstance, pipeline: Pipeline, day: date
+) -> dg.ExecuteInProcessResult:
+    key = f"{day}|{BTC}"
+    result = dg.materialize([asset], instance=instance, resources={"pipeline": pipeline}, partition_key=key)
+    assert result.success
+    return result
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    return {each.check_name: each.passed for each in result.get_asset_check_evaluations()}
+
+
+@pytest.fixture
+def served(instance: dg.DagsterInstance, connection: Connection, exchange: Exchange) -> Iterator[None]:
+    instance.add_dynamic_partitions("okx_symbols", [BTC])
+    seed_subscriptions(connection, [BTC], parse_timeframes("15m,1h"), day_ms(DAY))
+    yield
+    exchange.corrections = Corrections()
+
+
+def test_gaps_of_a_day_are_mended_and_the_ledger_shown(
+    instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection, served: None
+) -> None:
+    run(candles, instance, pipeline, DAY)
+    hole = day_ms(DAY) + 3 * 3_600_000
+    connection.execute("DELETE FROM trading.candlesticks WHERE timestamp_ms = %s", (hole,))
+    result = run(candle_gaps, instance, pipeline, DAY)
+    assert one(connection, "SELECT count(*) FROM trading.candlesticks") == 96 + 24
+    assert checks(result) == {"nothing_is_missing": True, "ledger_matches_rows": True}
+    [event] = result.asset_materializations_for_node("okx__candle_gaps")
+    metadata = {name: value.value for name, value in event.metadata.items()}
+    assert (metadata["expected"], metadata["present"], metadata["missing"]) == (120, 120, 0)
+    statuses = connection.execute("SELECT timeframe, status FROM trading.candle_gaps ORDER BY 1").fetchall()
+    assert statuses == [("15m", "repaired"), ("1h", "repaired")]
+    assert str(metadata[f"calendar {BTC}"]).startswith("![coverage](data:image/svg+xml;base64,")
+
+
+def test_a_revised_candle_is_corrected_when_its_day_is_read_once_more(
+    instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection, exchange: Exchange, served: None
+) -> None:
+    run(candles, instance, pipeline, DAY)
+    opens = day_ms(DAY) + 5 * 3_600_000
+    stored = "SELECT volume FROM trading.candlesticks WHERE timeframe = '1h' AND timestamp_ms = %s"
+    old = one(connection, stored, (opens,))
+    exchange.correct(Correction(symbol=BTC, timeframe="1h", timestamp_ms=opens, volume=str(old + 1)))
+    result = run(reconciliation, instance, pipeline, DAY)
+    assert one(connection, stored, (opens,)) == old + 1
+    assert checks(result)["rest_serves_what_is_held"]
+    found = connection.execute("SELECT timeframe, column_name, class FROM trading.timeframe_mismatches").fetchall()
+    assert found == [("1h", "volume", "exchange")]
+    # The hour no longer is the sum of its quarters, and OKX itself says so.
+    assert checks(result)["timeframes_add_up"]
+    assert one(connection, "SELECT count(*) FROM trading.candlestick_revisions") == 1
+    assert one(connection, "SELECT bool_and(verified_at IS NOT NULL) FROM trading.coverage WHERE day = %s", (DAY,))
