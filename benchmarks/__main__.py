@@ -5,7 +5,7 @@ from importlib import import_module
 
 from benchmarks.figures import Figure
 
-BENCHMARKS = ("backfill", "stream", "sensor")
+BENCHMARKS = ("backfill", "stream", "sensor", "gap_scan")
 LONG = ("soak",)
 
 

@@ -1,23 +1,27 @@
 """Gap detection: which candles of a series are expected and not held, read from the rows themselves.
 
 Expected is what closed a minute ago or earlier by the exchange's clock, within what is wanted and while the instrument
-was listed. Days are counted first, in one pass over the key, and only a day that is short is looked into; so the time
-grows with the range, not with the table. Nothing here asks the exchange: that is `repair`'s work.
+was listed. Stretches of a hundred candles or so are counted first, in one pass over the key, and only one that is short
+is looked into; so the time grows with the range, not with the table. Nothing here asks the exchange: that is `repair`'s
+work.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Self
+from typing import Final, Self
 
 from okx_pipeline.errors import UsageError
 from okx_pipeline.history.plan import days_and_their_closes
 from okx_pipeline.ranges import Range, candles_in, difference, intersection, runs, union
 from okx_pipeline.storage.candle_store import CandleStore
-from okx_pipeline.storage.coverage import DayCoverage, days_in, due, wanted_range
+from okx_pipeline.storage.coverage import DayCoverage, due, wanted_range
 from okx_pipeline.storage.instruments import Life, lives
 from okx_pipeline.storage.subscriptions import Subscription, every_subscription
 from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe
+
+STRETCH: Final = 128
+"""Candles counted together: with a hole in every 2,000 candles, 6 % of the keys are looked at one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,41 +166,39 @@ def look(store: CandleStore, series: SeriesRange) -> Findings:
         If the database is out of reach, or the file of an archived month cannot be read.
     """
     symbol, timeframe, within = series.symbol, series.timeframe, series.range
-    quarantined = 0
-    lacking: list[Range] = []
-    for piece in short_ranges(timeframe, within, store.rows_per_day(symbol, timeframe, *within)):
-        held = set(store.opens(symbol, timeframe, *piece))
-        rest = [open_ms for open_ms in timeframe.opens(*piece) if open_ms not in held]
-        refused = store.quarantined(symbol, timeframe, *piece).intersection(rest)
-        quarantined += len(refused)
-        lacking += runs(timeframe, (open_ms for open_ms in rest if open_ms not in refused))
-    lacking = union(lacking)
+    short = short_ranges(timeframe, within, store.rows_per_stretch(symbol, timeframe, STRETCH, *within))
+    held = store.opens_in(symbol, timeframe, short)
+    rest = [open_ms for piece in short for open_ms in timeframe.opens(*piece) if open_ms not in held]
+    refused = store.quarantined(symbol, timeframe, *within).intersection(rest) if rest else set()
+    lacking = runs(timeframe, (open_ms for open_ms in rest if open_ms not in refused))
     absent = store.absent(symbol, timeframe, within)
     return Findings(
         series,
         timeframe.count(*within),
-        quarantined,
+        len(refused),
         missing=difference(lacking, absent),
         absent=intersection(lacking, absent),
     )
 
 
 def short_ranges(timeframe: Timeframe, within: Range, rows: Mapping[int, int]) -> list[Range]:
-    """The days of `within` that hold fewer candles than open on them, joined.
+    """The stretches of `within` that hold fewer candles than open in them, joined.
 
     Parameters
     ----------
     rows
-        Candles held by UTC day, as its first millisecond. The key being unique and on a boundary, a day with as many
-        rows as candles open on it has every one.
+        Candles held by stretch of `STRETCH` lengths of the timeframe, counted from 1970. The key being unique and on a
+        boundary, a stretch with as many rows as candles open in it has every one.
     """
+    stretch_ms = STRETCH * timeframe.length_ms
     short = []
-    for day in days_in(timeframe, within):
-        start_ms = day_ms(day)
-        part = Range(max(start_ms, within.start_ms), min(start_ms + DAY_MS, within.end_ms))
-        if timeframe.length_ms > DAY_MS:
-            part = Range(start_ms, timeframe.close_of(start_ms))
-        if rows.get(start_ms, 0) < timeframe.count(*part):
+    for number in range(within.start_ms // stretch_ms, -(-within.end_ms // stretch_ms)):
+        held = rows.get(number, 0)
+        if held == STRETCH:
+            continue
+        start_ms = max(number * stretch_ms, within.start_ms)
+        part = Range(start_ms, min((number + 1) * stretch_ms, within.end_ms))
+        if held < timeframe.count(*part):
             short.append(part)
     return union(short)
 

@@ -1,5 +1,6 @@
 """The store as the rooms above see it: where candles land, are looked for, and are projected into Parquet."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,19 +18,24 @@ from okx_pipeline.storage.gaps import Gap, Reason, Verdict
 from okx_pipeline.storage.landing import ArchivedError, Landed, SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.projection import Projected
-from okx_pipeline.timeframes import DAY_MS, Timeframe, month_of
+from okx_pipeline.timeframes import Timeframe, month_of
 
 _HAVE: Final[LiteralString] = """
-SELECT timestamp_ms FROM trading.candlesticks
-WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
-ORDER BY timestamp_ms
+SELECT array_agg(held.timestamp_ms)
+FROM unnest(%s::bigint[], %s::bigint[]) AS wanted (start_ms, end_ms)
+CROSS JOIN LATERAL (
+    SELECT timestamp_ms FROM trading.candlesticks
+    WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= wanted.start_ms AND timestamp_ms < wanted.end_ms
+) AS held
 """
 
-_PER_DAY: Final[LiteralString] = """
-SELECT timestamp_ms / 86400000 * 86400000, count(*)
-FROM trading.candlesticks
-WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
-GROUP BY 1
+_PER_STRETCH: Final[LiteralString] = """
+SELECT array_agg(number), array_agg(rows) FROM (
+    SELECT timestamp_ms / %s AS number, count(*) AS rows
+    FROM trading.candlesticks
+    WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
+    GROUP BY 1
+) AS counted
 """
 
 _NEXT: Final[LiteralString] = """
@@ -114,20 +120,34 @@ class CandleStore:
         DamagedFileError
             If the file of an archived month cannot be read.
         """
-        if start_ms >= end_ms:
-            return []
-        months = (symbol, timeframe.name, month_of(start_ms), month_of(end_ms - 1))
+        return sorted(self.opens_in(symbol, timeframe, [Range(start_ms, end_ms)]))
+
+    def opens_in(self, symbol: str, timeframe: Timeframe, ranges: Sequence[Range]) -> set[int]:
+        """As `opens`, of several ranges, ascending, at once."""
+        ranges = [each for each in ranges if each.start_ms < each.end_ms]
+        if not ranges:
+            return set()
+        starts, ends = [each.start_ms for each in ranges], [each.end_ms for each in ranges]
+        months = (symbol, timeframe.name, month_of(starts[0]), month_of(ends[-1] - 1))
         # In one snapshot, or a month archived or brought back meanwhile would be seen twice or not at all.
         with translated(self.place), snapshot(self.connection):
-            have = [row[0] for row in self.connection.execute(_HAVE, (symbol, timeframe.name, start_ms, end_ms))]
+            have = set(one(self.connection, _HAVE, (starts, ends, symbol, timeframe.name)) or ())
             archived = self.connection.execute(_ARCHIVED_MONTHS, months).fetchall()
         for (month,) in archived:
             held = self.files.opens(SeriesMonth(symbol, timeframe.name, month))
-            have += [open_ms for open_ms in held if start_ms <= open_ms < end_ms]
-        return sorted(have)
+            for start_ms, end_ms in ranges:
+                have.update(held[bisect_left(held, start_ms) : bisect_left(held, end_ms)])
+        return have
 
-    def rows_per_day(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> dict[int, int]:
-        """How many candles are held of each UTC day (by its first millisecond) in [start_ms, end_ms).
+    def rows_per_stretch(
+        self, symbol: str, timeframe: Timeframe, candles: int, start_ms: int, end_ms: int
+    ) -> dict[int, int]:
+        """How many candles are held of each stretch in [start_ms, end_ms) that holds any.
+
+        Parameters
+        ----------
+        candles
+            Length of a stretch, in lengths of the timeframe; stretches are numbered from 1970.
 
         Raises
         ------
@@ -136,15 +156,17 @@ class CandleStore:
         """
         if start_ms >= end_ms:
             return {}
+        stretch_ms = candles * timeframe.length_ms
         months = (symbol, timeframe.name, month_of(start_ms), month_of(end_ms - 1))
         with translated(self.place), snapshot(self.connection):
-            found = self.connection.execute(_PER_DAY, (symbol, timeframe.name, start_ms, end_ms))
-            rows: Counter[int] = Counter(dict(found.fetchall()))
+            found = self.connection.execute(_PER_STRETCH, (stretch_ms, symbol, timeframe.name, start_ms, end_ms))
+            numbers, rows = found.fetchone() or (None, None)
+            held = Counter(dict(zip(numbers or (), rows or (), strict=True)))
             archived = self.connection.execute(_ARCHIVED_MONTHS, months).fetchall()
         for (month,) in archived:
-            held = self.files.opens(SeriesMonth(symbol, timeframe.name, month))
-            rows.update(open_ms - open_ms % DAY_MS for open_ms in held if start_ms <= open_ms < end_ms)
-        return rows
+            opens = self.files.opens(SeriesMonth(symbol, timeframe.name, month))
+            held.update(open_ms // stretch_ms for open_ms in opens if start_ms <= open_ms < end_ms)
+        return held
 
     def quarantined(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> set[int]:
         """Open times in [start_ms, end_ms) of which OKX confirmed rows that no market can have."""
