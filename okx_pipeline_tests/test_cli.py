@@ -27,7 +27,9 @@ from okx_pipeline.replay.sources import open_market
 from okx_pipeline.storage.database import Database, one
 from okx_pipeline.storage.migrations import known_migrations
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
-from okx_pipeline.timeframes import day_ms
+from okx_pipeline.storage.stream_status import Heartbeat, beat
+from okx_pipeline.storage.subscriptions import subscribe
+from okx_pipeline.timeframes import day_ms, parse_timeframes
 from okx_pipeline_tests.conftest import named
 from okx_pipeline_tests.storage.password_server import password_server
 
@@ -136,7 +138,7 @@ def test_help_names_every_option(bare: Program, name: str) -> None:
 def test_help_names_every_command(bare: Program) -> None:
     shown = done(bare("--help", COLUMNS="160"))
     assert shown.stderr == ""
-    assert {"up", "backfill", "migrate", "status", "replay", "psql"} <= COMMANDS.keys()
+    assert {"up", "backfill", "gaps", "coverage", "migrate", "status", "replay", "psql"} <= COMMANDS.keys()
     for name in COMMANDS:
         assert f"│ {name} " in shown.stdout
 
@@ -162,6 +164,10 @@ def test_without_a_command_it_shows_its_help(bare: Program) -> None:
         ("backfill --start 2026-08-01 --end 2026-08-02 --timeframes 1h,1D", "write '1d' (OKX 1Dutc)"),
         ("backfill --start 2026-08-01 --end 2026-08-02 --timeframes ,", "--timeframes names no timeframe"),
         ("backfill --start 2026-08-01 --end 2026-08-02 --symbols ,", "--symbols names no symbol"),
+        ("gaps --start soon", "--start 'soon' is not a day"),
+        ("gaps --timeframes 7m", "unknown timeframe '7m'; it is one of 1m"),
+        ("coverage --start 2026-08-02 --end 2026-08-01", "--start 2026-08-02 is not before --end 2026-08-01"),
+        ("coverage --symbols ,", "--symbols names no symbol"),
         ("up --port 70000", "'--port': Input should be less than or equal to 65535"),
         ("up --port x", "'--port': Input should be a valid integer"),
         ("up --now 2026-08-22T00:00Z", "--now and --speed are the stand-in's; give --replay with them"),
@@ -492,3 +498,198 @@ def test_everything_works_on_the_embedded_database_in_a_home_of_any_name(tmp_pat
     assert program("psql", "-At", "-v", "ON_ERROR_STOP=1", "-c", "select nothing").returncode == 1
     assert figures(program("status", "--json"))["series"][0]["projected_rows"] == ROWS
     assert parquet(program).read(AUGUST).num_rows == ROWS
+
+
+# Completeness
+
+FIRST_MS = day_ms(date(2026, 8, 10))
+HOUR_MS = 3_600_000
+SECOND = ("--start", "2026-08-11", "--end", "2026-08-12")
+
+
+@pytest.fixture
+def collected(program: Program, database: Database) -> Program:
+    """The program on a store that is subscribed to hours and holds the first two days of them."""
+    want(database, FIRST_MS, BTC)
+    done(program(*HOURLY))
+    return program
+
+
+def want(database: Database, since_ms: int, *symbols: str) -> None:
+    with database.connect() as connection:
+        subscribe(connection, symbols, parse_timeframes("1h"), since_ms)
+
+
+def lose(database: Database, *hours: int) -> None:
+    """Take candles out of the store behind the ledger's back."""
+    with database.connect() as connection:
+        opens = [FIRST_MS + hour * HOUR_MS for hour in hours]
+        connection.execute("DELETE FROM trading.candlesticks WHERE timestamp_ms = ANY(%s)", (opens,))
+
+
+def document(ended: "subprocess.CompletedProcess[str]", status: int) -> Any:
+    """The JSON document on stdout of a command that ended with `status`."""
+    assert ended.returncode == status, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_gaps_are_told_mended_and_then_gone(collected: Program, database: Database) -> None:
+    whole = {"checked": ROWS, "present": ROWS, "quarantined": 0, "missing": 0, "absent": 0, "gaps": []}
+    assert figures(collected("gaps", *DAYS, "--json")) == whole
+
+    lose(database, 3, 4, 5, 30)
+    found = collected("gaps", *DAYS, "--json")
+    hole = {"symbol": BTC, "timeframe": "1h", "status": "open", "reason": None}
+    three = {**hole, "first_ms": FIRST_MS + 3 * HOUR_MS, "last_ms": FIRST_MS + 5 * HOUR_MS, "candles": 3}
+    single = {**hole, "first_ms": FIRST_MS + 30 * HOUR_MS, "last_ms": FIRST_MS + 30 * HOUR_MS, "candles": 1}
+    lacking = {**whole, "present": ROWS - 4, "missing": 4}
+    assert document(found, 1) == {**lacking, "gaps": [three, single]}
+    assert found.stderr == "error: 4 candles are missing; fetch them with: okx-pipeline gaps --repair\n"
+
+    told = collected("gaps", *DAYS)
+    assert told.returncode == 1
+    assert told.stdout.splitlines() == [
+        f"{BTC}          1h  48 checked, 44 present, 4 missing, 0 absent, 0 in quarantine",
+        "    3 from 2026-08-10 03:00 to 2026-08-10 05:00 UTC",
+        "    1 from 2026-08-11 06:00 UTC",
+    ]
+
+    mended = collected("gaps", *DAYS, "--repair", "--json")
+    assert figures(mended) == {**whole, "gaps": [{**three, "status": "repaired"}, {**single, "status": "repaired"}]}
+    assert mended.stderr == ""
+    assert count(database) == ROWS
+    assert figures(collected("gaps", *DAYS, "--json")) == whole
+
+
+def test_gaps_looks_at_what_is_subscribed_where_nothing_is_named(program: Program, database: Database) -> None:
+    want(database, day_ms(date(2026, 8, 21)), BTC, "ETH-USDT-SWAP")
+    found = document(program("gaps", "--json"), 1)
+    # The hour that closed a moment ago is not due for another minute.
+    assert (found["checked"], found["missing"], found["present"]) == (48, 48, 0)
+    assert [(gap["symbol"], gap["candles"]) for gap in found["gaps"]] == [(BTC, 24), ("ETH-USDT-SWAP", 24)]
+    assert figures(program("gaps", "--repair", "--json"))["present"] == 48
+
+
+def test_of_a_gap_only_what_was_looked_at_is_told(program: Program, database: Database) -> None:
+    want(database, FIRST_MS, BTC)
+    assert document(program("gaps", "--json"), 1)["gaps"][0]["candles"] == 12 * 24
+    found = document(program("gaps", *SECOND, "--json"), 1)
+    assert (found["checked"], found["missing"]) == (24, 24)
+    [gap] = found["gaps"]
+    assert (gap["first_ms"], gap["candles"]) == (FIRST_MS + 24 * HOUR_MS, 24)
+
+
+def test_every_candle_that_was_checked_is_in_one_of_four_numbers(collected: Program, database: Database) -> None:
+    lose(database, 3, 20, 30, 31)
+    with database.connect() as connection:
+        connection.execute(
+            "INSERT INTO trading.candlesticks_quarantine (symbol, timeframe, timestamp_ms, source, reason, original) "
+            "VALUES (%s, '1h', %s, 'rest', 'a price is zero', '[]')",
+            (BTC, FIRST_MS + 3 * HOUR_MS),
+        )
+        connection.execute(
+            "INSERT INTO trading.candle_gaps "
+            "(symbol, timeframe, first_ms, last_ms, candles, status, reason, resolved_at) "
+            "VALUES (%s, '1h', %s, %s, 2, 'absent', 'not_served', now())",
+            (BTC, FIRST_MS + 30 * HOUR_MS, FIRST_MS + 31 * HOUR_MS),
+        )
+    found = document(collected("gaps", *DAYS, "--json"), 1)
+    assert {name: found[name] for name in ("checked", "present", "absent", "quarantined", "missing")} == {
+        "checked": ROWS,
+        "present": ROWS - 4,
+        "absent": 2,
+        "quarantined": 1,
+        "missing": 1,
+    }
+    assert [(gap["status"], gap["reason"]) for gap in found["gaps"]] == [("open", None), ("absent", "not_served")]
+    [series] = document(collected("coverage", *DAYS, "--json"), 0)
+    assert {name: series[name] for name in ("expected", "present", "absent", "quarantined", "missing")} == {
+        "expected": ROWS,
+        "present": ROWS - 4,
+        "absent": 2,
+        "quarantined": 1,
+        "missing": 1,
+    }
+
+
+def test_many_gaps_are_told_by_the_document_and_not_by_the_terminal(collected: Program, database: Database) -> None:
+    collected("gaps", "--repair")
+    lose(database, *range(1, 12 * 24, 2))
+    told = collected("gaps").stdout.splitlines()
+    assert len(told) == 1 + 50 + 1
+    assert told[-1] == "    and 94 more; --json lists them all"
+    assert len(document(collected("gaps", "--json"), 1)["gaps"]) == 144
+
+
+def test_what_okx_cannot_serve_now_is_still_missing_after_a_repair(
+    collected: Program, database: Database, exchange: Exchange
+) -> None:
+    lose(database, 7)
+    exchange.faults.add([Fault(kind="empty", requests=1_000)])
+    ended = collected("gaps", *DAYS, "--repair", "--json")
+    assert document(ended, 1)["missing"] == 1
+    assert ended.stderr == "error: 1 candles are missing; OKX did not serve them now\n"
+
+
+def test_where_nothing_is_subscribed_nothing_is_missing(program: Program) -> None:
+    ended = done(program("gaps"))
+    assert (ended.stdout, ended.stderr) == ("nothing is subscribed; see: okx-pipeline subscribe --help\n", "")
+    nothing = {"checked": 0, "present": 0, "quarantined": 0, "missing": 0, "absent": 0, "gaps": []}
+    assert figures(program("gaps", "--repair", "--json")) == nothing
+    assert done(program("coverage")).stdout == "nothing is expected there yet\n"
+    assert document(program("coverage", "--json"), 0) == []
+
+
+def test_gaps_of_what_was_never_subscribed_need_a_start_and_a_listing(program: Program) -> None:
+    hourly = ("gaps", "--symbols", BTC, "--timeframes", "1h")
+    refused(program(*hourly), 2, f"{BTC} 1h was never subscribed; say from when with --start")
+    refused(program("gaps", "--symbols", BTC), 2, f"{BTC} was never subscribed; name what to look at")
+    assert document(program(*hourly, *DAYS, "--json"), 1)["missing"] == ROWS
+    assert figures(program(*hourly, *DAYS, "--repair", "--json"))["present"] == ROWS
+    unknown = ("gaps", *DAYS, "--symbols", "NOPE-USDT-SWAP", "--timeframes", "1h")
+    refused(program(*unknown), 2, "OKX lists no instrument NOPE-USDT-SWAP; check how it is spelled")
+    [series] = document(program("coverage", "--symbols", f"{BTC},NOPE-USDT-SWAP", "--json"), 0)
+    assert series["symbol"] == BTC
+
+
+def test_gaps_and_coverage_are_told_while_okx_is_out_of_reach_if_its_time_was_known_once(
+    collected: Program, database: Database
+) -> None:
+    lose(database, 7)
+    for command in (("gaps",), ("gaps", "--repair"), ("coverage",)):
+        refused(collected(*command, OKX_REST_URL=NOBODY), 1, "cannot reach OKX at 127.0.0.1:9: connection refused")
+    with database.connect() as connection:
+        beat(connection, Heartbeat("host:1", "streaming", NOW))
+    days = (*DAYS, "--json")
+    found = document(collected("gaps", *days, OKX_REST_URL=NOBODY), 1)
+    assert (found["checked"], found["missing"]) == (ROWS, 1)
+    [series] = document(collected("coverage", *days, OKX_REST_URL=NOBODY), 0)
+    assert (series["expected"], series["missing"]) == (ROWS, 1)
+    refused(collected("gaps", *days, "--repair", OKX_REST_URL=NOBODY), 1, "cannot reach OKX at 127.0.0.1:9")
+
+
+def test_coverage_is_one_line_per_series(collected: Program, database: Database) -> None:
+    lose(database, 3, 4)
+    collected("gaps", *DAYS)
+    heading, line = done(collected("coverage", *DAYS)).stdout.splitlines()
+    assert heading.split() == ["symbol", "first", "last", "expected", "present", "absent", "missing", "percent"]
+    assert line.split() == [BTC, "1h", "2026-08-10", "2026-08-11", "48", "46", "0", "2", "95.83", "%"]
+    [series] = document(collected("coverage", *DAYS, "--json"), 0)
+    assert (series["symbol"], series["timeframe"]) == (BTC, "1h")
+    assert (series["first"], series["last"]) == ("2026-08-10", "2026-08-11")
+    assert series["percent"] == pytest.approx(100 * 46 / 48)
+    assert (series["whole"], series["days"]) == (1, 2)
+    [day] = document(collected("coverage", *SECOND, "--json"), 0)
+    assert (day["expected"], day["percent"]) == (24, 100.0)
+    assert done(collected("coverage", *SECOND)).stdout.endswith("  100 %\n")
+
+
+def test_coverage_is_never_rounded_up_to_the_whole(program: Program, database: Database) -> None:
+    with database.connect() as connection:
+        connection.execute(
+            "INSERT INTO trading.coverage (symbol, timeframe, day, expected, present, absent, quarantined, missing, "
+            "content_hash) VALUES (%s, '1h', '2026-08-10', 10000000, 9999999, 0, 0, 1, '')",
+            (BTC,),
+        )
+    assert done(program("coverage", "--symbols", BTC)).stdout.endswith("  99.99 %\n")
+    assert document(program("coverage", "--symbols", BTC, "--json"), 0)[0]["percent"] < 100

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 from okx_pipeline.history.backfill import Backfill, Progress
 from okx_pipeline.quality.gaps import Expectations, Findings, SeriesRange, Wanted, detect
 from okx_pipeline.quality.repair import repair
+from okx_pipeline.ranges import intersection
 from okx_pipeline.storage.database import translated
 from okx_pipeline.storage.gaps import Gap, database_now, gaps_of
 from okx_pipeline.timeframes import utc
@@ -79,7 +80,7 @@ async def look_for_gaps(
     Raises
     ------
     UsageError
-        If a series is named that was never subscribed, and no start.
+        If a series is named that was never subscribed, and no start; if a symbol is named that OKX never listed.
     PipelineError
         See `detect` and `repair`.
     """
@@ -89,6 +90,12 @@ async def look_for_gaps(
         # Only to mend does the exchange have to answer.
         now_ms = await (backfill.clock.now_ms() if mend else backfill.known_ms())
         expectations = await asyncio.to_thread(Expectations.read, store, now_ms)
+        unlisted = set(wanted.symbols) - expectations.lives.keys()
+        for symbol in unlisted:
+            # Else a misspelt symbol would be put on record as one of which everything is missing.
+            await backfill.life_of(symbol)
+        if unlisted:
+            expectations = await asyncio.to_thread(Expectations.read, store, now_ms)
         ranges = expectations.of(wanted)
         if mend:
             findings = (await repair(backfill, ranges, progress=progress)).after
@@ -98,11 +105,13 @@ async def look_for_gaps(
 
 
 def _gaps(backfill: Backfill, ranges: Sequence[SeriesRange], since: datetime) -> list[Gap]:
+    """The gaps of `ranges`, cut to them, so that their candles are those that were counted."""
     connection = backfill.store.connection
     return [
-        gap
+        replace(gap, range=within)
         for each in ranges
         for gap in gaps_of(connection, each.symbol, each.timeframe, each.range, resolved_since=since)
+        for within in intersection([gap.range], [each.range])
     ]
 
 
