@@ -1,0 +1,195 @@
+"""Verdicts of the quality checks in PostgreSQL: the latest of each check on each series-day.
+
+How a verdict is reached stands in the quality room.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Any, Final, LiteralString
+
+from psycopg.types.json import Jsonb
+
+from okx_pipeline.storage.database import Connection
+from okx_pipeline.timeframes import Timeframe
+
+
+class Severity(StrEnum):
+    """How bad it is if an expectation fails."""
+
+    CRITICAL = "critical"
+    """The data is wrong."""
+    WARNING = "warning"
+    """A person should look; the exchange itself may be like that."""
+    INFO = "info"
+    """Good to know; the check passes."""
+
+
+class Store(StrEnum):
+    """Whose rows are judged."""
+
+    POSTGRES = "postgres"
+    PARQUET = "parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check says of a series-day.
+
+    Parameters
+    ----------
+    check
+        Name of the check.
+    store
+        Whose rows were judged.
+    severity
+        The worst that failed; None if nothing did.
+    failed
+        Names of the expectations that failed, worst first.
+    observed
+        ``unexpected``: number of rows by failed expectation; ``samples``: the first of them; ``notes``: what was not
+        judged, and why. JSON, bounded.
+    rows
+        Candles that were judged.
+    validated_at
+        When they were read, by the database's clock.
+    docs_page
+        Path of its page below the Data Docs, with the check as its fragment.
+    """
+
+    symbol: str
+    timeframe: str
+    day: date
+    check: str
+    store: Store
+    severity: Severity | None
+    failed: tuple[str, ...]
+    observed: dict[str, Any]
+    rows: int
+    validated_at: datetime
+    docs_page: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing but infos failed."""
+        return self.severity in (None, Severity.INFO)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it failed at the level of an error."""
+        return self.severity is Severity.CRITICAL
+
+
+@dataclass(frozen=True, slots=True)
+class QualitySummary:
+    """All verdicts at a glance: series-days judged, those with an error and those with a warning, and the last time."""
+
+    series_days: int
+    with_errors: int
+    with_warnings: int
+    last_validated_at: datetime | None
+
+
+# Rows are written in key order, so that two who validate at once never wait for each other in a circle; and a verdict
+# on older rows never replaces one on newer.
+_RECORD: Final[LiteralString] = """
+INSERT INTO trading.quality_results AS known (
+    symbol, timeframe, day, check_name, store, passed, severity, failed, observed, rows, validated_at, docs_page)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (symbol, timeframe, day, check_name, store) DO UPDATE SET
+    passed = excluded.passed, severity = excluded.severity, failed = excluded.failed, observed = excluded.observed,
+    rows = excluded.rows, validated_at = excluded.validated_at, docs_page = excluded.docs_page
+WHERE excluded.validated_at >= known.validated_at
+"""
+
+_LATEST: Final[LiteralString] = """
+SELECT symbol, timeframe, day, check_name, store, severity, failed, observed, rows, validated_at, docs_page
+FROM trading.quality_results
+WHERE (%(symbols)s::text[] IS NULL OR symbol = ANY(%(symbols)s))
+  AND (%(timeframes)s::text[] IS NULL OR timeframe = ANY(%(timeframes)s))
+  AND day >= coalesce(%(start)s::date, '-infinity') AND day < coalesce(%(end)s::date, 'infinity')
+  AND NOT (%(failed_only)s AND passed)
+ORDER BY day, symbol, timeframe, check_name, store
+"""
+
+_SUMMARY: Final[LiteralString] = """
+SELECT count(*), count(*) FILTER (WHERE error), count(*) FILTER (WHERE warned AND NOT error), max(validated_at)
+FROM (
+    SELECT bool_or(severity IS NOT DISTINCT FROM 'critical') AS error,
+           bool_or(severity IS NOT DISTINCT FROM 'warning') AS warned, max(validated_at) AS validated_at
+    FROM trading.quality_results
+    GROUP BY symbol, timeframe, day
+) AS judged
+"""
+
+
+def record(connection: Connection, verdicts: Iterable[Verdict]) -> None:
+    """Write down `verdicts`, each in place of an older one of the same check on the same series-day and store."""
+    ordered = sorted(verdicts, key=lambda each: (each.symbol, each.timeframe, each.day, each.check, each.store))
+    rows = [
+        (
+            *(each.symbol, each.timeframe, each.day, each.check, each.store, each.passed, each.severity),
+            *(list(each.failed), Jsonb(each.observed), each.rows, each.validated_at, each.docs_page),
+        )
+        for each in ordered
+    ]
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.executemany(_RECORD, rows)
+
+
+def latest(
+    connection: Connection,
+    *,
+    symbols: Sequence[str] = (),
+    timeframes: Sequence[Timeframe] = (),
+    start: date | None = None,
+    end: date | None = None,
+    failed_only: bool = False,
+) -> list[Verdict]:
+    """The verdicts on the days [start, end), by day and series; filters may be empty.
+
+    Parameters
+    ----------
+    failed_only
+        Leave out those that passed.
+    """
+    parameters = {
+        "symbols": list(symbols) or None,
+        "timeframes": [timeframe.name for timeframe in timeframes] or None,
+        "start": start,
+        "end": end,
+        "failed_only": failed_only,
+    }
+    found = connection.execute(_LATEST, parameters)
+    return [
+        Verdict(
+            symbol,
+            timeframe,
+            day,
+            check,
+            store=Store(store),
+            severity=Severity(severity) if severity else None,
+            failed=tuple(failed),
+            observed=observed,
+            rows=rows,
+            validated_at=validated_at,
+            docs_page=page,
+        )
+        for symbol, timeframe, day, check, store, severity, failed, observed, rows, validated_at, page in found
+    ]
+
+
+def summary(connection: Connection) -> QualitySummary:
+    """All verdicts at a glance."""
+    found = connection.execute(_SUMMARY).fetchone()
+    assert found is not None
+    return QualitySummary(*found)
+
+
+def forget_pages(connection: Connection, pages: Sequence[str]) -> None:
+    """Take back the links to pages of the Data Docs that are no more; `pages` without fragments."""
+    connection.execute(
+        "UPDATE trading.quality_results SET docs_page = NULL WHERE split_part(docs_page, '#', 1) = ANY(%s)",
+        (list(pages),),
+    )
