@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from okx_pipeline.quality.gaps_report import GapsReport
     from okx_pipeline.settings import Settings
     from okx_pipeline.storage.database import Database
-    from okx_pipeline.storage.overview import StoreOverview
+    from okx_pipeline.storage.overview import SeriesLedger, SeriesOverview, StoreOverview
     from okx_pipeline.storage.subscriptions import Subscription
     from okx_pipeline.stream.health import StreamHealth
     from okx_pipeline.timeframes import Timeframe
+
+    Ledger = Mapping[tuple[str, str], SeriesLedger]
 
 app: Final = typer.Typer(
     name="okx-pipeline",
@@ -221,29 +223,53 @@ def status(as_json: Json = False) -> None:
     """Whether the store is healthy, and what each series holds; exit status 1 if it is not."""
     settings = _settings()
     try:
-        place, store, stream = _overview(settings)
-    except PipelineError as problem:
+        place, store, held, stream = _overview(settings)
+    except PipelineError as failure:
         if as_json:
-            _print_json({"healthy": False, "problem": str(problem)})
+            _print_json({"healthy": False, "problem": str(failure)})
         raise
+    problem = stream.problem or _overdue(held)
     if as_json:
         _print_json(
             {
-                "healthy": stream.problem is None,
-                "problem": stream.problem,
+                "healthy": problem is None,
+                "problem": problem,
                 "database": place,
                 "parquet": settings.parquet_root,
                 "stream": asdict(stream),
+                "missing": sum(each.missing for each in held.values()),
+                "fetching": sum(each.fetching for each in held.values()),
+                "in_gaps": sum(each.in_gaps for each in held.values()),
                 **asdict(store),
+                "series": [_series_record(each, held.get((each.symbol, each.timeframe))) for each in store.series],
             }
         )
     else:
-        _print_status(settings, place, store, stream)
-    if stream.problem is not None:
-        raise PipelineError(stream.problem)
+        _print_status(settings, place, store, held, stream)
+    if problem is not None:
+        raise PipelineError(problem)
 
 
-def _print_status(settings: "Settings", place: str, store: "StoreOverview", stream: "StreamHealth") -> None:
+def _overdue(held: "Ledger") -> str | None:
+    """What is wrong if candles are missing though there was time to mend them. History on its way is no illness."""
+    overdue = sum(each.overdue for each in held.values())
+    if not overdue:
+        return None
+    worst = max(held.values(), key=lambda each: each.overdue)
+    return (
+        f"{overdue:,} candles are missing for more than a day, {worst.overdue:,} of them of {worst.symbol} "
+        f"{worst.timeframe}; mend them with: okx-pipeline gaps --repair"
+    )
+
+
+def _series_record(series: "SeriesOverview", held: "SeriesLedger | None") -> dict[str, Any]:
+    known = {} if held is None else {**asdict(held), "in_gaps": held.in_gaps, "percent": held.percent}
+    return {**asdict(series), **known}
+
+
+def _print_status(
+    settings: "Settings", place: str, store: "StoreOverview", ledger: "Ledger", stream: "StreamHealth"
+) -> None:
     from okx_pipeline.timeframes import utc
 
     _print(f"PostgreSQL {store.server_version} at {place}, {store.size_bytes / 1e6:,.0f} MB")
@@ -264,7 +290,23 @@ def _print_status(settings: "Settings", place: str, store: "StoreOverview", stre
         silent = late.get((series.symbol, series.timeframe))
         if silent is not None:
             waiting += f", {silent.late_ms // 1000:,} s late{f': {silent.refused}' if silent.refused else ''}"
+        held += _of_expected(ledger.get((series.symbol, series.timeframe)))
         _print(f"{series.symbol:<20} {series.timeframe:>4}  {held}, {series.projected_rows:,} in Parquet{waiting}")
+
+
+def _of_expected(held: "SeriesLedger | None") -> str:
+    """How much of what was expected is there, and what became of the rest."""
+    if held is None:
+        return ""
+    parts = {
+        "absent": held.absent,
+        "in quarantine": held.quarantined,
+        "being fetched": held.fetching,
+        "missing": held.in_gaps - held.overdue,
+        "missing for more than a day": held.overdue,
+    }
+    rest = "".join(f", {candles:,} {what}" for what, candles in parts.items() if candles)
+    return f", {_percent(held.percent)} of {held.expected:,} expected{rest}"
 
 
 @app.command()
@@ -398,9 +440,9 @@ def psql(context: typer.Context) -> None:
     raise typer.Exit(ended.returncode)
 
 
-def _overview(settings: "Settings") -> "tuple[str, StoreOverview, StreamHealth]":
+def _overview(settings: "Settings") -> "tuple[str, StoreOverview, Ledger, StreamHealth]":
     from okx_pipeline.storage.migrations import pending_migrations
-    from okx_pipeline.storage.overview import overview
+    from okx_pipeline.storage.overview import ledger, overview
     from okx_pipeline.stream.health import stream_health
 
     if settings.database_url is None and not (settings.root / "postgres" / "data").exists():
@@ -409,7 +451,8 @@ def _overview(settings: "Settings") -> "tuple[str, StoreOverview, StreamHealth]"
         pending = pending_migrations(connection)
         if pending:
             raise PipelineError(f"the schema lacks {', '.join(pending)}; run: okx-pipeline migrate")
-        return database.place, overview(connection), stream_health(connection)
+        stream = stream_health(connection)
+        return database.place, overview(connection), ledger(connection, stream.now_ms), stream
 
 
 async def _look_for_gaps(

@@ -693,3 +693,48 @@ def test_coverage_is_never_rounded_up_to_the_whole(program: Program, database: D
         )
     assert done(program("coverage", "--symbols", BTC)).stdout.endswith("  99.99 %\n")
     assert document(program("coverage", "--symbols", BTC, "--json"), 0)[0]["percent"] < 100
+
+
+def test_the_status_says_what_of_the_expected_is_there_and_what_became_of_the_rest(
+    collected: Program, database: Database
+) -> None:
+    status = figures(collected("status", "--json"))
+    assert (status["healthy"], status["missing"], status["fetching"], status["in_gaps"]) == (True, 240, 240, 0)
+    [series] = status["series"]
+    assert {name: series[name] for name in ("expected", "present", "absent", "quarantined", "missing", "fetching")} == {
+        "expected": 288,
+        "present": ROWS,
+        "absent": 0,
+        "quarantined": 0,
+        "missing": 240,
+        "fetching": 240,
+    }
+    assert series["percent"] == pytest.approx(100 * 48 / 288)
+    assert (series["in_gaps"], series["overdue"]) == (0, 0)
+    expected = "UTC, 16.67 % of 288 expected, 240 being fetched, 48 in Parquet\n"
+    assert expected in done(collected("status")).stdout
+
+    lose(database, 3, 4)
+    collected("gaps")
+    assert figures(collected("status", "--json"))["in_gaps"] == 2
+    assert "15.97 % of 288 expected, 240 being fetched, 2 missing, 48 in Parquet\n" in done(collected("status")).stdout
+
+
+def test_the_status_is_not_healthy_when_candles_are_missing_for_more_than_a_day(
+    collected: Program, database: Database
+) -> None:
+    lose(database, 3, 4)
+    collected("gaps")
+    with database.connect() as connection:
+        connection.execute("UPDATE trading.coverage SET counted_at = counted_at - interval '1 day'")
+    told = collected("status")
+    assert told.returncode == 1
+    assert "240 being fetched, 2 missing for more than a day, 48 in Parquet\n" in told.stdout
+    problem = (
+        f"2 candles are missing for more than a day, 2 of them of {BTC} 1h; mend them with: okx-pipeline gaps --repair"
+    )
+    assert told.stderr == f"error: {problem}\n"
+    sick = document(collected("status", "--json"), 1)
+    assert (sick["healthy"], sick["problem"], sick["series"][0]["overdue"]) == (False, problem, 2)
+    done(collected("gaps", "--repair"))
+    assert figures(collected("status", "--json"))["healthy"] is True

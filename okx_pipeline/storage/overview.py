@@ -1,10 +1,10 @@
-"""The store at a glance: what each series holds and what waits. Cheap whatever the store's size."""
+"""The store at a glance: what each series holds, lacks and waits for. Cheap whatever the store's size."""
 
 from dataclasses import dataclass
 from typing import Final, LiteralString
 
 from okx_pipeline.storage.database import Connection, one
-from okx_pipeline.timeframes import parse_timeframe
+from okx_pipeline.timeframes import DAY_MS, parse_timeframe, utc
 
 _SERIES: Final[LiteralString] = """
 WITH series AS (
@@ -29,6 +29,23 @@ LEFT JOIN LATERAL (
 ) AS files ON true
 """
 
+# When a day was read is the exchange's time, when its numbers changed the database's. What is missing is overdue where
+# neither is of the last day: until then whoever mends may still be at it.
+_LEDGER: Final[LiteralString] = """
+SELECT symbol, timeframe, sum(expected)::bigint, sum(present)::bigint, sum(absent)::bigint, sum(quarantined)::bigint,
+       sum(missing)::bigint,
+       coalesce(sum(missing) FILTER (WHERE extent.until_ms IS NULL AND read_at IS NULL), 0)::bigint,
+       coalesce(sum(missing) FILTER (
+           WHERE extent.until_ms IS NULL AND read_at < coalesce(%s::timestamptz, 'infinity')
+             AND counted_at < clock_timestamp() - interval '1 day'
+       ), 0)::bigint
+FROM trading.coverage
+JOIN trading.coverage_extents AS extent USING (symbol, timeframe)
+WHERE day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
+  AND (extent.until_ms IS NULL OR day <= date '1970-01-01' + (extent.until_ms / 86400000)::int)
+GROUP BY symbol, timeframe
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class SeriesOverview:
@@ -40,6 +57,42 @@ class SeriesOverview:
     last_ms: int | None
     projected_rows: int
     waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesLedger:
+    """What the ledger says of a series, in candles of the days that were subscribed.
+
+    Parameters
+    ----------
+    missing
+        Expected, and not known to be present, absent or in quarantine.
+    fetching
+        Of them, those on days that REST was not read for yet: history on its way, and today.
+    overdue
+        Of the others, those of which nothing new is known for a day. What is subscribed no more has neither: nobody
+        fetches or mends it.
+    """
+
+    symbol: str
+    timeframe: str
+    expected: int
+    present: int
+    absent: int
+    quarantined: int
+    missing: int
+    fetching: int
+    overdue: int
+
+    @property
+    def percent(self) -> float:
+        """Share of the expected candles that is held."""
+        return 100.0 * self.present / self.expected if self.expected else 100.0
+
+    @property
+    def in_gaps(self) -> int:
+        """Candles missing on days that REST was read for."""
+        return self.missing - self.fetching
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +120,15 @@ def overview(connection: Connection) -> StoreOverview:
         revisions=int(one(connection, "SELECT count(*) FROM trading.candlestick_revisions")),
         series=series,
     )
+
+
+def ledger(connection: Connection, now_ms: int | None) -> dict[tuple[str, str], SeriesLedger]:
+    """What the ledger says, by (symbol, timeframe) of everything that is or was subscribed.
+
+    Parameters
+    ----------
+    now_ms
+        The exchange's time; None if nobody knows it.
+    """
+    read_before = None if now_ms is None else utc(now_ms - DAY_MS)
+    return {(row[0], row[1]): SeriesLedger(*row) for row in connection.execute(_LEDGER, (read_before,))}
