@@ -27,6 +27,15 @@ NAMES: Final = {Store.POSTGRES: "PostgreSQL", Store.PARQUET: "Parquet"}
 _PAGES: Final = "validations"
 _INDEX: Final = "index.html"
 _SERIES_NAMED: Final = 3
+_TITLES: Final = {check: check.replace("_", " ").capitalize().replace("Ohlc", "OHLC") for check in Check}
+
+
+class _Failing(msgspec.Struct):
+    symbol: str
+    timeframe: str
+    check: Check
+    severity: Severity
+    failed: list[str]
 
 
 class _Meta(msgspec.Struct):
@@ -38,6 +47,7 @@ class _Meta(msgspec.Struct):
     rows: int
     read_at: datetime
     great_expectations_version: str
+    failing: list[_Failing] = []
 
 
 class _About(msgspec.Struct):
@@ -193,9 +203,9 @@ class DataDocs:
         return (self._results / page).with_suffix(".json")
 
     def _stored_pages(self) -> list[str]:
-        """The pages of all results, the latest days first."""
+        """The pages of all results."""
         found = self._results.glob(f"{_PAGES}/*/*.json")
-        return sorted((path.relative_to(self._results).with_suffix(".html").as_posix() for path in found), reverse=True)
+        return sorted(path.relative_to(self._results).with_suffix(".html").as_posix() for path in found)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -252,12 +262,14 @@ def _decoded(body: bytes, page: str) -> _Stored:
 
 def _page(body: bytes, page: str) -> bytes:
     stored = _decoded(body, page)
-    checks = [(check, MEANING[check], stored.of(check)) for check in Check]
-    return _rendered("page.html.j2", stored=stored, name=_name(stored), checks=checks, index=f"../../{_INDEX}")
+    checks = [(check, _TITLES[check], MEANING[check], stored.of(check)) for check in Check]
+    named = {"name": _name(stored), "titles": _TITLES, "index": f"../../{_INDEX}"}
+    return _rendered("page.html.j2", stored=stored, checks=checks, **named)
 
 
 def _index(stored: Sequence[tuple[str, _Stored]]) -> bytes:
-    lines = [(page, each, _name(each), _series(each.meta.series)) for page, each in stored]
+    newest = sorted(stored, key=lambda line: (line[1].meta.day, line[1].meta.read_at), reverse=True)
+    lines = [(page, each, _name(each), _series(each.meta.series)) for page, each in newest]
     return _rendered("index.html.j2", lines=lines, stores=NAMES)
 
 

@@ -62,7 +62,7 @@ def judge(frame: Any, rules: Sequence[Rule]) -> list[Judged]:
     )
 
     suite = library.ExpectationSuite(_SUITE, [_expectation(classes, rule) for rule in rules])
-    # Without a site of its own, or every context would leave a temporary folder behind.
+    # Without a site of its own: every context would make a temporary folder, which stays until the process ends.
     project = DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
         progress_bars=ProgressBarsConfig(globally=False, metric_calculations=False),

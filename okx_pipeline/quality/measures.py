@@ -49,7 +49,8 @@ ENOUGH_CANDLES: Final = 40
 
 NO_RULES: Final = InstrumentRules(covers=False, is_spot=False, contract_value=None, tick_size=None)
 _WIDE: Final = pa.decimal256(INTEGER_DIGITS + FRACTION_DIGITS, FRACTION_DIGITS)
-_FACTOR: Final = pa.decimal256(30, 12)
+# Times a volume it has 75 digits, and the difference of that 76, which is as many as there are.
+_FACTOR: Final = pa.decimal256(36, 18)
 _PRICES: Final = tuple(column.name for column in PRICE_COLUMNS)
 
 

@@ -145,14 +145,27 @@ def validate_day(
     facts = series_frame(rows, candles, expected, mismatches, parity)
     about_candles = judge(frame, _applying(CANDLE_RULES, rows))
     about_series = judge(facts, _applying(SERIES_RULES, rows))
+    judged = [*about_candles, *about_series]
     describe = _Describer(rows, candles, frame, facts)
-    result = whole_result(
-        [*about_candles, *about_series],
-        describe.shown,
-        {"day": rows.day.isoformat(), "store": rows.store.value, "rows": candles.num_rows},
-    )
-    verdicts = _verdicts(rows, candles, [*about_candles, *about_series], describe, notes(rows, rules, frame))
-    return Validation(rows.day, rows.store, rows.series, rows.read_at, tuple(verdicts), result)
+    verdicts = tuple(_verdicts(rows, candles, judged, describe, notes(rows, rules, frame)))
+    meta = {
+        "day": rows.day.isoformat(),
+        "store": rows.store.value,
+        "rows": candles.num_rows,
+        "failing": [
+            {
+                "symbol": each.symbol,
+                "timeframe": each.timeframe,
+                "check": each.check,
+                "severity": each.severity,
+                "failed": list(each.failed),
+            }
+            for each in verdicts
+            if each.failed
+        ],
+    }
+    result = whole_result(judged, describe.shown, meta)
+    return Validation(rows.day, rows.store, rows.series, rows.read_at, verdicts, result)
 
 
 def _applying(rules: Sequence[Rule], rows: DayRows) -> list[Rule]:

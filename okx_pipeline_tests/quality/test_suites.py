@@ -18,7 +18,7 @@ from okx_pipeline_tests.quality.recorded_days import RecordedDays
 
 BTC, ETH = recorded_days.SYMBOLS
 
-# Minutes in which BTC-USDT-SWAP stood still for 15 or more at a stretch, as the file has them: weekly upgrades, mostly at
+# Minutes in which BTC-USDT-SWAP stood still for 15 or more on end, as the file has them: weekly upgrades, mostly at
 # 09:15 UTC, unplanned ones, and the ten hours of 18 December.
 OUTAGES = {
     "2022-05-26": 20,
