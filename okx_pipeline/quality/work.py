@@ -18,6 +18,7 @@ from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.gaps import Gap, gaps_to_ask
 from okx_pipeline.storage.instruments import lives
 from okx_pipeline.storage.landing import SeriesDay
+from okx_pipeline.storage.subscriptions import subscriptions
 from okx_pipeline.timeframes import DAY_MS, GRACE_MS, HOUR_MS, day_ms, day_of, parse_timeframe
 
 DAILY_RUN_MS: Final = HOUR_MS
@@ -45,16 +46,21 @@ class Work:
 def work_left(connection: Connection, symbols: Sequence[str], now_ms: int, most_days: int) -> list[Work]:
     """The newest work of each kind that `symbols` need, at most `most_days` in a row each.
 
+    Of a series that is subscribed no more, or never was, nothing is done: no run would read it.
+
     Parameters
     ----------
     now_ms
         The exchange's time.
     """
+    wanted = {(each.symbol, each.timeframe.name) for each in subscriptions(connection)}
     life_of = lives(connection)
     delisted = {symbol for symbol in symbols if symbol in life_of and life_of[symbol].state == "delisted"}
-    asking = gaps_to_ask(connection, symbols)
+    asking = [gap for gap in gaps_to_ask(connection, symbols) if (gap.symbol, gap.timeframe.name) in wanted]
     days: defaultdict[tuple[Kind, str], set[date]] = defaultdict(set)
     for each in unfinished_days(connection, symbols):
+        if each.key[:2] not in wanted:
+            continue
         kind = _kind(each, asking, now_ms, knows_okx=each.key.symbol not in delisted)
         if kind is not None:
             days[kind, each.key.symbol].add(_run_day(each.key))
@@ -63,7 +69,8 @@ def work_left(connection: Connection, symbols: Sequence[str], now_ms: int, most_
             keys = (SeriesDay(gap.symbol, gap.timeframe.name, day) for day in days_in(gap.timeframe, gap.range))
             days[Kind.REPAIR, gap.symbol].update(map(_run_day, keys))
     for key in days_to_reconcile(connection, sorted(set(symbols) - delisted), now_ms):
-        days[Kind.RECONCILIATION, key.symbol].add(_run_day(key))
+        if key[:2] in wanted:
+            days[Kind.RECONCILIATION, key.symbol].add(_run_day(key))
     work = []
     for (kind, symbol), found in sorted(days.items()):
         first, last = newest_run(found, most_days)
