@@ -12,16 +12,33 @@ from okx_pipeline.defs.history.schedules import (
     subscribed_symbols,
 )
 from okx_pipeline.defs.quality.candle_gaps import candle_gaps
-from okx_pipeline.defs.quality.ledger import candle_gaps_job, ledger_work, reconciliation_job
+from okx_pipeline.defs.quality.candle_quality import candle_checks, candle_quality
+from okx_pipeline.defs.quality.data_docs import data_docs, quality_report
+from okx_pipeline.defs.quality.ledger import (
+    candle_gaps_job,
+    candle_quality_job,
+    ledger_work,
+    pages_job,
+    reconciliation_job,
+)
 from okx_pipeline.defs.quality.reconciliation import reconciliation
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.defs.stream.sensors import sidecar_landings
 from okx_pipeline.defs.stream.streamed_candles import every_series_moves, streamed_candles
 
 defs = dg.Definitions(
-    assets=[instruments, candles, streamed_candles, candle_gaps, reconciliation],
-    asset_checks=[every_series_moves],
-    jobs=[instruments_job, candles_job, candle_gaps_job, reconciliation_job],
+    assets=[
+        instruments,
+        candles,
+        streamed_candles,
+        candle_gaps,
+        reconciliation,
+        candle_quality,
+        data_docs,
+        quality_report,
+    ],
+    asset_checks=[every_series_moves, candle_checks],
+    jobs=[instruments_job, candles_job, candle_gaps_job, reconciliation_job, candle_quality_job, pages_job],
     schedules=[instruments_daily, candles_daily],
     sensors=[subscribed_symbols, ledger_work, sidecar_landings],
     resources={"pipeline": Pipeline()},

@@ -4,13 +4,14 @@ A wrong value is one clear line and exit status 2, before anything starts. What 
 """
 
 import os
+import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from dotenv.parser import parse_stream
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from okx_pipeline.candles import parse_symbols
@@ -43,8 +44,16 @@ class Settings(BaseSettings):
     ws_url: str = "wss://ws.okx.com/ws/v5/business"
     demo_trading: bool = False
     rest_rate: Annotated[int, Field(ge=1)] | None = None
+    pages_url: str = "http://127.0.0.1:3001"
     proxy: SecretStr | None = Field(default=None, validation_alias="HTTPS_PROXY")
     ca_file: Path | None = Field(default=None, validation_alias="SSL_CERT_FILE")
+    # Before the URLs that it is about: a field is checked against those above it.
+    alert_allow_http: bool = False
+    alert_webhook_url: SecretStr | None = None
+    telegram_token: SecretStr | None = None
+    telegram_chat: Annotated[str | None, Field(validate_default=True)] = None
+    alert_gap_hours: Annotated[int, Field(ge=1, le=8760)] = 6
+    dead_man_url: SecretStr | None = None
 
     @field_validator("symbols", mode="before")
     @classmethod
@@ -71,7 +80,7 @@ class Settings(BaseSettings):
             raise UsageError(f"{value} lies in the future; write a day that has been")
         return value
 
-    @field_validator("rest_url", "ws_url", mode="after")
+    @field_validator("rest_url", "ws_url", "pages_url", mode="after")
     @classmethod
     def _url(cls, value: str) -> str:
         parts = urlsplit(value)
@@ -94,6 +103,45 @@ class Settings(BaseSettings):
             raise UsageError("it is not a PostgreSQL URL; it begins with postgresql://")
         return value
 
+    @field_validator("alert_webhook_url", "dead_man_url", mode="after")
+    @classmethod
+    def _outbound_url(cls, value: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
+        # Such URLs hold keys, so that no message repeats them.
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value.get_secret_value())
+            readable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            readable = False
+        if not readable or re.search(r"[\x00-\x20\x7f]", value.get_secret_value()):
+            raise UsageError("it is not a URL; it begins with https://")
+        if "@" in parts.netloc:
+            raise UsageError("it names a user; put the key into the path or the query")
+        if parts.scheme == "http" and not others.data.get("alert_allow_http"):
+            raise UsageError(
+                "it begins with http://, which anybody on the way can read; OKX_ALERT_ALLOW_HTTP=true allows"
+            )
+        return value
+
+    @field_validator("telegram_token", mode="after")
+    @classmethod
+    def _telegram_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[0-9]+:[A-Za-z0-9_-]+", value.get_secret_value()):
+            raise UsageError("it is not a bot's token; it reads like 123456:ABC-DEF, as BotFather gave it")
+        return value
+
+    @field_validator("telegram_chat", mode="after")
+    @classmethod
+    def _telegram_chat(cls, value: str | None, others: ValidationInfo) -> str | None:
+        token = others.data.get("telegram_token")
+        if (value is None) != (token is None) and "telegram_token" in others.data:
+            lacking = "OKX_TELEGRAM_TOKEN" if token is None else "OKX_TELEGRAM_CHAT"
+            raise UsageError(f"{lacking} is not set; a bot's token and a chat's id go together")
+        if value is not None and not re.fullmatch(r"-?[0-9]+|@[A-Za-z0-9_]+", value):
+            raise UsageError("it is neither a chat's number, such as -1001234567890, nor a channel's @name")
+        return value
+
     @property
     def root(self) -> Path:
         """OKX_HOME as an absolute path."""
@@ -105,6 +153,11 @@ class Settings(BaseSettings):
         if self.parquet_url.startswith("s3://"):
             return self.parquet_url
         return str(Path(self.parquet_url).expanduser().absolute()) if self.parquet_url else str(self.root / "parquet")
+
+    @property
+    def quality_folder(self) -> Path:
+        """Where results of validations and the Data Docs lie."""
+        return self.root / "quality"
 
     @property
     def origin(self) -> str:
@@ -125,6 +178,9 @@ class Settings(BaseSettings):
             "OKX_REST_URL": self.rest_url,
             "OKX_WS_URL": self.ws_url,
             "OKX_DEMO_TRADING": str(self.demo_trading).lower(),
+            "OKX_PAGES_URL": self.pages_url,
+            "OKX_ALERT_ALLOW_HTTP": str(self.alert_allow_http).lower(),
+            "OKX_ALERT_GAP_HOURS": str(self.alert_gap_hours),
         }
         if self.database_url is not None:
             own["OKX_DATABASE_URL"] = self.database_url.get_secret_value()
@@ -134,6 +190,13 @@ class Settings(BaseSettings):
             own["HTTPS_PROXY"] = self.proxy.get_secret_value()
         if self.ca_file is not None:
             own["SSL_CERT_FILE"] = str(self.ca_file)
+        if self.alert_webhook_url is not None:
+            own["OKX_ALERT_WEBHOOK_URL"] = self.alert_webhook_url.get_secret_value()
+        if self.telegram_token is not None and self.telegram_chat is not None:
+            own["OKX_TELEGRAM_TOKEN"] = self.telegram_token.get_secret_value()
+            own["OKX_TELEGRAM_CHAT"] = self.telegram_chat
+        if self.dead_man_url is not None:
+            own["OKX_DEAD_MAN_URL"] = self.dead_man_url.get_secret_value()
         return {**os.environ, **own}
 
 

@@ -23,12 +23,15 @@ CREATE TABLE trading.coverage (
     verified_at  timestamptz,
     content_hash text,
     counted_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    judged_at    timestamptz,
     PRIMARY KEY (symbol, timeframe, day),
     CONSTRAINT coverage_adds_up CHECK (expected = present + absent + quarantined + missing)
 ) WITH (fillfactor = 80);
 
 CREATE INDEX coverage_open ON trading.coverage (symbol, timeframe, day) WHERE content_hash IS NULL;
 CREATE INDEX coverage_unfinished ON trading.coverage (symbol, timeframe, day) WHERE missing > 0 OR read_at IS NULL;
+CREATE INDEX coverage_unjudged ON trading.coverage (symbol, day)
+    WHERE content_hash IS NOT NULL AND (judged_at IS NULL OR judged_at < counted_at);
 CREATE INDEX coverage_to_reconcile ON trading.coverage (symbol, timeframe, day)
     WHERE (read_at AT TIME ZONE 'UTC') < trading.reconcile_at(timeframe, day);
 
@@ -42,7 +45,8 @@ COMMENT ON COLUMN trading.coverage.corrected IS 'Candles of the day whose value 
 COMMENT ON COLUMN trading.coverage.read_at IS 'When REST last answered for the whole day, by the exchange''s clock';
 COMMENT ON COLUMN trading.coverage.verified_at IS 'When REST last served exactly what is held of the whole day, by the exchange''s clock';
 COMMENT ON COLUMN trading.coverage.content_hash IS 'trading.content_hash of the day once it is closed; null while it is open';
-COMMENT ON COLUMN trading.coverage.counted_at IS 'When the row was last counted, by the database''s clock';
+COMMENT ON COLUMN trading.coverage.counted_at IS 'When its numbers or hash last changed, by the database''s clock';
+COMMENT ON COLUMN trading.coverage.judged_at IS 'As of when the quality checks last judged the closed day, by the database''s clock';
 
 -- What the ledger of a series was laid out for; where that changes, the series is counted anew.
 CREATE TABLE trading.coverage_extents (

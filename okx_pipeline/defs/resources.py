@@ -8,9 +8,12 @@ import dagster as dg
 
 from okx_pipeline.errors import PipelineError, UsageError
 from okx_pipeline.history.backfill import Backfill
+from okx_pipeline.quality.data_docs import DataDocs
 from okx_pipeline.settings import Settings, read_settings
+from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.opening import opened_database
+from okx_pipeline.storage.parquet import ParquetStore
 
 
 class Pipeline(dg.ConfigurableResource[Any]):
@@ -40,6 +43,19 @@ class Pipeline(dg.ConfigurableResource[Any]):
         with self.database() as database:
             async with Backfill.opened(self.settings(), database) as backfill:
                 yield backfill
+
+    @contextmanager
+    def store(self) -> Iterator[CandleStore]:
+        """The store of candles, schema up to date."""
+        with (
+            self.database() as database,
+            CandleStore.opened(database, ParquetStore(self.settings().parquet_root)) as store,
+        ):
+            yield store
+
+    def docs(self) -> DataDocs:
+        """The Data Docs."""
+        return DataDocs(self.settings().quality_folder)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The ledger as a picture: days by series, each day complete, absent in part, missing or under way."""
+"""The ledger and the verdicts as pictures: days by series, days by check."""
 
 from collections.abc import Iterable
 from datetime import date, timedelta
@@ -6,6 +6,7 @@ from html import escape
 from typing import Final
 
 from okx_pipeline.storage.coverage import DayCoverage
+from okx_pipeline.storage.quality_results import DayVerdicts
 from okx_pipeline.timeframes import parse_timeframe
 
 _CELL: Final = 9
@@ -67,8 +68,36 @@ def calendar_svg(days: Iterable[DayCoverage], first: date, last: date) -> str:
     return "".join(parts) + "</svg>"
 
 
+def verdicts_svg(days: Iterable[DayVerdicts]) -> str:
+    """An SVG picture of verdicts, a row per check and a column per day judged: passed, warned of, failed."""
+    judged = list(days)
+    dates = sorted({each.day for each in judged})
+    checks = sorted({each.check for each in judged})
+    step = _CELL + _GAP
+    width, height = _LABEL + max(1, len(dates)) * step, _HEAD + len(checks) * step
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        'font-size="9" fill="#666">'
+    ]
+    if dates:
+        parts.append(f'<text x="{_LABEL}" y="10">{dates[0]} to {dates[-1]}</text>')
+    parts += [
+        f'<text x="0" y="{_HEAD + row * step + _CELL - 1}">{escape(check)}</text>' for row, check in enumerate(checks)
+    ]
+    for each in judged:
+        state = "missing" if each.errors else "quarantined" if each.warnings else "complete"
+        left, top = _LABEL + dates.index(each.day) * step, _HEAD + checks.index(each.check) * step
+        title = escape(f"{each.day} {each.check}: {each.series} series, {each.warnings} warned, {each.errors} failed")
+        parts.append(_square(left, top, STATES[state][0], title))
+    return "".join(parts) + "</svg>"
+
+
 def _cell(day: DayCoverage, left: int, top: int) -> str:
     colour, meaning = STATES[state_of(day)]
     title = escape(f"{day.day} {day.symbol} {day.timeframe}: {day.present} of {day.expected}, {meaning}")
-    square = f'x="{left}" y="{top}" width="{_CELL}" height="{_CELL}" rx="1" fill="{colour}"'
-    return f"<rect {square}><title>{title}</title></rect>"
+    return _square(left, top, colour, title)
+
+
+def _square(left: int, top: int, colour: str, title: str) -> str:
+    shape = f'x="{left}" y="{top}" width="{_CELL}" height="{_CELL}" rx="1" fill="{colour}"'
+    return f"<rect {shape}><title>{title}</title></rect>"

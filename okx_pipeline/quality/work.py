@@ -1,4 +1,4 @@
-"""What work the ledger says is left: history to read, gaps to mend, days to read once more.
+"""What work the ledger says is left: history to read, gaps to mend, days to read once more, days to judge.
 
 Decided from the ledger alone: a run that was killed, cancelled or forgotten left its days unfinished, and they are
 found again. What OKX was asked for and did not serve is not asked for again before it is time to, so every run makes
@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 from okx_pipeline.ranges import Range, candles_in, intersection
-from okx_pipeline.storage.coverage import Unfinished, days_in, days_to_reconcile, unfinished_days
+from okx_pipeline.storage.coverage import Unfinished, days_in, days_to_reconcile, unfinished_days, unjudged_days
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.gaps import Gap, gaps_to_ask
 from okx_pipeline.storage.instruments import lives
@@ -31,6 +31,7 @@ class Kind(StrEnum):
     HISTORY = "history"
     REPAIR = "repair"
     RECONCILIATION = "reconciliation"
+    VERDICT = "verdict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,9 @@ def work_left(connection: Connection, symbols: Sequence[str], now_ms: int, most_
     for key in days_to_reconcile(connection, sorted(set(symbols) - delisted), now_ms):
         if key[:2] in wanted:
             days[Kind.RECONCILIATION, key.symbol].add(_run_day(key))
+    for key in unjudged_days(connection, symbols):
+        # Judged are the candles that open on a day.
+        days[Kind.VERDICT, key.symbol].add(key.day)
     work = []
     for (kind, symbol), found in sorted(days.items()):
         first, last = newest_run(found, most_days)

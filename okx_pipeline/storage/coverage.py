@@ -177,6 +177,22 @@ WHERE (read_at AT TIME ZONE 'UTC') < trading.reconcile_at(timeframe, day)
 """
 
 
+# A day of which something is missing is judged when that is settled, or a day later, whatever has come of it.
+_UNJUDGED: Final[LiteralString] = """
+SELECT symbol, timeframe, day FROM trading.coverage
+WHERE content_hash IS NOT NULL AND (judged_at IS NULL OR judged_at < counted_at) AND symbol = ANY(%s)
+  AND read_at IS NOT NULL AND present > 0
+  AND (missing = 0 OR counted_at < clock_timestamp() - interval '1 day')
+"""
+
+_NOTE_JUDGED: Final[LiteralString] = """
+UPDATE trading.coverage AS known SET judged_at = %s
+FROM unnest(%s::text[], %s::text[], %s::date[]) AS judged (symbol, timeframe, day)
+WHERE known.symbol = judged.symbol AND known.timeframe = judged.timeframe AND known.day = judged.day
+  AND known.content_hash IS NOT NULL
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class DayCoverage:
     """A row of the ledger; see the table's comments."""
@@ -373,6 +389,16 @@ def unfinished_days(connection: Connection, symbols: Sequence[str]) -> list[Unfi
         Unfinished(SeriesDay(symbol, timeframe, day), *rest)
         for symbol, timeframe, day, *rest in connection.execute(_UNFINISHED, (list(symbols),))
     ]
+
+
+def unjudged_days(connection: Connection, symbols: Sequence[str]) -> list[SeriesDay]:
+    """The closed days that REST was read for and that the quality checks have not judged as they are now."""
+    return [SeriesDay(*row) for row in connection.execute(_UNJUDGED, (list(symbols),))]
+
+
+def note_judged(connection: Connection, days: Iterable[SeriesDay], at: datetime) -> None:
+    """Write down that the quality checks judged `days` as they were at `at`, by the database's clock."""
+    connection.execute(_NOTE_JUDGED, (at, *_columns(sorted(days))))
 
 
 def days_to_reconcile(connection: Connection, symbols: Sequence[str], now_ms: int) -> list[SeriesDay]:

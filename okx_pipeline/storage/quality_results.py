@@ -91,6 +91,17 @@ class QualitySummary:
     last_validated_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class DayVerdicts:
+    """What a check says of a day: series judged, and of how many it warns and fails at the level of an error."""
+
+    day: date
+    check: str
+    series: int
+    warnings: int
+    errors: int
+
+
 # Rows are written in key order, so that two who validate at once never wait for each other in a circle; and a verdict
 # on older rows never replaces one on newer.
 _RECORD: Final[LiteralString] = """
@@ -121,6 +132,20 @@ FROM (
     FROM trading.quality_results
     GROUP BY symbol, timeframe, day
 ) AS judged
+"""
+
+
+_BY_DAY: Final[LiteralString] = """
+SELECT day, check_name, count(*), count(*) FILTER (WHERE warned AND NOT error), count(*) FILTER (WHERE error)
+FROM (
+    SELECT day, check_name, bool_or(severity IS NOT DISTINCT FROM 'critical') AS error,
+           bool_or(severity IS NOT DISTINCT FROM 'warning') AS warned
+    FROM trading.quality_results
+    WHERE day >= %s AND day < %s
+    GROUP BY day, check_name, symbol, timeframe
+) AS judged
+GROUP BY day, check_name
+ORDER BY day, check_name
 """
 
 
@@ -185,6 +210,23 @@ def summary(connection: Connection) -> QualitySummary:
     found = connection.execute(_SUMMARY).fetchone()
     assert found is not None
     return QualitySummary(*found)
+
+
+def newest_day(connection: Connection) -> date | None:
+    """The newest day that was judged; None if none was."""
+    found = connection.execute("SELECT max(day) FROM trading.quality_results").fetchone()
+    return found[0] if found else None
+
+
+def last_judged_at(connection: Connection) -> datetime | None:
+    """As of when something was judged last; None if nothing ever was."""
+    found = connection.execute("SELECT max(validated_at) FROM trading.quality_results").fetchone()
+    return found[0] if found else None
+
+
+def verdicts_by_day(connection: Connection, start: date, end: date) -> list[DayVerdicts]:
+    """How the days [start, end) fared, by day and check; of both stores the worse counts."""
+    return [DayVerdicts(*row) for row in connection.execute(_BY_DAY, (start, end))]
 
 
 def forget_pages(connection: Connection, pages: Sequence[str]) -> None:

@@ -41,8 +41,11 @@ def test_the_definitions_load_and_name_what_others_rely_on() -> None:
     keys = {key.to_user_string() for key in repository.assets_defs_by_key}
     assert keys == {
         "okx/candle_gaps",
+        "okx/candle_quality",
         "okx/candles",
+        "okx/data_docs",
         "okx/instruments",
+        "okx/quality_report",
         "okx/reconciliation",
         "okx/streamed_candles",
     }

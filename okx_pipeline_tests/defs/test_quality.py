@@ -1,7 +1,7 @@
 """The stage that proves, as Dagster runs it: gaps mended, days read once more, and runs requested from the ledger."""
 
 from collections.abc import Callable, Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from okx_pipeline.defs.quality.candle_gaps import candle_gaps
 from okx_pipeline.defs.quality.ledger import REST_AFTER_FAILURE, TAG, ledger_work
 from okx_pipeline.defs.quality.reconciliation import reconciliation
 from okx_pipeline.defs.resources import Pipeline
+from okx_pipeline.quality.suites import Check
 from okx_pipeline.replay.corrections import Correction, Corrections
 from okx_pipeline.replay.exchange import Exchange
-from okx_pipeline.storage.coverage import Read, count, note_reads
+from okx_pipeline.storage.coverage import Read, count, note_judged, note_reads
 from okx_pipeline.storage.database import Connection, one
+from okx_pipeline.storage.gaps import database_now
 from okx_pipeline.storage.landing import SeriesDay, land
 from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.storage.stream_status import Heartbeat, beat
@@ -56,8 +58,12 @@ def days_of(request: Any) -> tuple[str, str, str]:
     return request.tags[TAG].split()[0], first, last
 
 
-def candle(open_ms: int) -> Candle:
-    return Candle(BTC, "1d", open_ms, "10", "11", "9", "10", "5", "0.05", "500")
+def candle(open_ms: int, volume: str = "5") -> Candle:
+    return Candle(BTC, "1d", open_ms, "10", "11", "9", "10", volume, "0.05", "500")
+
+
+def kinds(requests: list[Any]) -> set[str]:
+    return {days_of(request)[0] for request in requests}
 
 
 def read(connection: Connection, files: ParquetStore, days: list[date], served: int = 1, at_ms: int = NOW_MS) -> None:
@@ -86,11 +92,11 @@ def test_unread_history_is_requested_newest_first_until_the_ledger_lacks_nothing
     assert request.tags[ONLY_UNREAD]
     days = [subscribed - timedelta(days=number) for number in range(150)]
     read(connection, files, [day for day in days[:100] if day != days[40]])
-    assert list(map(days_of, tick())) == [("history", str(days[40]), str(days[40]))]
+    assert days_of(tick()[0]) == ("history", str(days[40]), str(days[40]))
     read(connection, files, [days[40]])
-    assert list(map(days_of, tick())) == [("history", str(days[149]), str(days[100]))]
+    assert days_of(tick()[0]) == ("history", str(days[149]), str(days[100]))
     read(connection, files, days[100:])
-    assert tick() == []
+    assert kinds(tick()) == {"verdict"}
 
 
 def test_what_okx_did_not_serve_is_requested_as_repair_and_no_more_as_history(
@@ -99,7 +105,9 @@ def test_what_okx_did_not_serve_is_requested_as_repair_and_no_more_as_history(
     days = [subscribed - timedelta(days=number) for number in range(150)]
     read(connection, files, days[1:])
     read(connection, files, days[:1], served=0)
-    assert list(map(days_of, tick())) == [("repair", str(subscribed), str(subscribed))]
+    assert [each for each in map(days_of, tick()) if each[0] != "verdict"] == [
+        ("repair", str(subscribed), str(subscribed))
+    ]
 
 
 def test_a_run_is_requested_once_while_it_is_under_way_and_again_when_it_was_cancelled(
@@ -138,7 +146,37 @@ def test_a_day_is_requested_once_more_eight_days_after_it_ended(
     old = DAY - timedelta(days=9)
     connection.execute("UPDATE trading.coverage SET read_at = (day + 1)::timestamp AT TIME ZONE 'UTC' + interval '1 h'")
     read(connection, files, [day for day in days if day < old])
-    assert list(map(days_of, tick())) == [("reconciliation", str(old), str(old))]
+    assert days_of(tick()[0]) == ("reconciliation", str(old), str(old))
+
+
+def test_days_are_judged_when_they_are_read_and_again_when_they_change(
+    tick: Tick, subscribed: date, connection: Connection, files: ParquetStore
+) -> None:
+    days = [subscribed - timedelta(days=number) for number in range(150)]
+    read(connection, files, days)
+    assert list(map(days_of, tick())) == [("verdict", str(days[99]), str(days[0]))]
+    judged = [SeriesDay(BTC, "1d", day) for day in days]
+    note_judged(connection, judged, database_now(connection))
+    assert tick() == []
+    late = datetime.now(tz=UTC) + timedelta(minutes=1)
+    land(connection, [candle(day_ms(days[3]), "6")], source=Source.REST, requested_at=late)
+    count(connection, files, NOW_MS)
+    assert list(map(days_of, tick())) == [("verdict", str(days[3]), str(days[3]))]
+
+
+def test_a_day_of_which_something_is_missing_is_not_judged_before_that_is_settled(
+    tick: Tick, subscribed: date, connection: Connection, files: ParquetStore
+) -> None:
+    connection.execute("UPDATE trading.subscriptions SET timeframe = '12h'")
+    connection.execute("DELETE FROM trading.coverage")
+    opens = day_ms(subscribed)
+    land(connection, [candle(opens)._replace(timeframe="12h")], source=Source.REST)
+    count(connection, files, NOW_MS)
+    note_reads(connection, {SeriesDay(BTC, "12h", subscribed): Read(2, 1, False, NOW_MS)})
+    assert "verdict" not in [days_of(request)[0] for request in tick()]
+    land(connection, [candle(opens + 12 * 3_600_000)._replace(timeframe="12h")], source=Source.REST)
+    count(connection, files, NOW_MS)
+    assert "verdict" in [days_of(request)[0] for request in tick()]
 
 
 def run(
@@ -196,3 +234,66 @@ def test_a_revised_candle_is_corrected_when_its_day_is_read_once_more(
     assert checks(result)["timeframes_add_up"]
     assert one(connection, "SELECT count(*) FROM trading.candlestick_revisions") == 1
     assert one(connection, "SELECT bool_and(verified_at IS NOT NULL) FROM trading.coverage WHERE day = %s", (DAY,))
+
+
+def judge(instance: dg.DagsterInstance, pipeline: Pipeline, day: date) -> dg.ExecuteInProcessResult:
+    """A run of the job that judges, as the sensor requests it."""
+    return defs.resolve_job_def("okx_candle_quality").execute_in_process(
+        instance=instance,
+        resources={"pipeline": pipeline},
+        partition_key=f"{day}|{BTC}",
+        raise_on_error=False,
+    )
+
+
+def evaluations(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], Any]:
+    return {(each.asset_key.path[-1], each.check_name): each for each in result.get_asset_check_evaluations()}
+
+
+def test_a_clean_day_passes_every_check_on_the_candles_and_the_streamed_day(
+    instance: dg.DagsterInstance, pipeline: Pipeline, served: None
+) -> None:
+    run(candles, instance, pipeline, DAY)
+    result = judge(instance, pipeline, DAY)
+    assert result.success
+    found = evaluations(result)
+    assert {name for _, name in found} == {check.value for check in Check}
+    assert {asset for asset, _ in found} == {"candles", "streamed_candles"}
+    assert {each.passed for each in found.values()} == {True}
+    page = found["candles", "schema"].metadata["page"].value
+    assert str(page).startswith("http://127.0.0.1:3001/quality/validations/2026-08-20/")
+    site = pipeline.docs().site
+    assert (site / str(page).partition("/quality/")[2].partition("#")[0]).is_file()
+
+
+def test_a_corrupted_row_fails_the_check_that_names_it(
+    instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection, served: None
+) -> None:
+    run(candles, instance, pipeline, DAY)
+    connection.execute("ALTER TABLE trading.candlesticks DROP CONSTRAINT candlesticks_range")
+    connection.execute(
+        "UPDATE trading.candlesticks SET high_price = low_price WHERE timeframe = '1h' AND timestamp_ms = %s",
+        (day_ms(DAY),),
+    )
+    found = evaluations(judge(instance, pipeline, DAY))
+    failed = {name for (asset, name), each in found.items() if asset == "candles" and not each.passed}
+    assert "ohlc_sanity" in failed
+    assert found["candles", "ohlc_sanity"].severity is dg.AssetCheckSeverity.ERROR
+    record = found["candles", "ohlc_sanity"].metadata["failing"].records[0].data
+    assert (record["symbol"], record["timeframe"], record["severity"]) == (BTC, "1h", "critical")
+
+
+def test_the_pages_are_built_and_the_report_shows_how_the_days_fared(
+    instance: dg.DagsterInstance, pipeline: Pipeline, served: None
+) -> None:
+    run(candles, instance, pipeline, DAY)
+    judge(instance, pipeline, DAY)
+    result = defs.resolve_job_def("okx_data_docs").execute_in_process(
+        instance=instance, resources={"pipeline": pipeline}
+    )
+    assert result.success
+    [built] = result.asset_materializations_for_node("okx__data_docs")
+    assert built.metadata["pages"].value == 2
+    assert (pipeline.docs().site / "index.html").is_file()
+    [report] = result.asset_materializations_for_node("okx__quality_report")
+    assert report.metadata["series_days"].value == 0 or report.metadata["errors"].value == 0

@@ -1,6 +1,7 @@
-"""The sensor that requests what the ledger lacks: history to read, gaps to mend, days to read once more."""
+"""The sensor that requests what the ledger lacks: history to read, gaps to mend, days to read once more or to judge."""
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Final
 
@@ -10,15 +11,19 @@ from okx_pipeline.defs.history.candles import DAYS_A_RUN, ONLY_UNREAD
 from okx_pipeline.defs.history.schedules import candles_job
 from okx_pipeline.defs.partitions import key_of, symbols
 from okx_pipeline.defs.quality.candle_gaps import candle_gaps
+from okx_pipeline.defs.quality.candle_quality import ONLY_CHANGED, candle_checks, candle_quality
+from okx_pipeline.defs.quality.data_docs import data_docs, quality_report
 from okx_pipeline.defs.quality.reconciliation import reconciliation
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.quality.work import Kind, Work, work_left
+from okx_pipeline.storage.quality_results import last_judged_at
 from okx_pipeline.storage.subscriptions import subscriptions
 from okx_pipeline.stream.health import stream_health
 
 TAG: Final = "okx/work"
 SYMBOLS_A_TICK: Final = 20
 REST_AFTER_FAILURE: Final = timedelta(minutes=10)
+BUILD_EVERY: Final = timedelta(minutes=5)
 
 UNDER_WAY: Final = [
     dg.DagsterRunStatus.QUEUED,
@@ -30,12 +35,22 @@ UNDER_WAY: Final = [
 
 candle_gaps_job = dg.define_asset_job("okx_candle_gaps", selection=[candle_gaps])
 reconciliation_job = dg.define_asset_job("okx_reconciliation", selection=[reconciliation])
-JOBS: Final = {Kind.HISTORY: candles_job, Kind.REPAIR: candle_gaps_job, Kind.RECONCILIATION: reconciliation_job}
+candle_quality_job = dg.define_asset_job(
+    "okx_candle_quality", selection=dg.AssetSelection.assets(candle_quality) | dg.AssetSelection.checks(candle_checks)
+)
+pages_job = dg.define_asset_job("okx_data_docs", selection=[data_docs, quality_report])
+JOBS: Final = {
+    Kind.HISTORY: candles_job,
+    Kind.REPAIR: candle_gaps_job,
+    Kind.RECONCILIATION: reconciliation_job,
+    Kind.VERDICT: candle_quality_job,
+}
+TAGS: Final = {Kind.HISTORY: {ONLY_UNREAD: "true"}, Kind.VERDICT: {ONLY_CHANGED: "true"}}
 
 
 @dg.sensor(
     name="okx_ledger",
-    jobs=list(JOBS.values()),
+    jobs=[*JOBS.values(), pages_job],
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Requests runs for days that the ledger says are not whole or to be read once more, newest first.",
@@ -50,11 +65,15 @@ def ledger_work(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.S
         wanted = sorted({each.symbol for each in subscriptions(connection)} & known)
         chosen = _next(wanted, context.cursor)
         work = work_left(connection, chosen, now_ms, DAYS_A_RUN)
-    requests = [request for each in work if (request := _request(context.instance, each)) is not None]
+        judged_at = last_judged_at(connection)
+    requests = [_request(context.instance, each) for each in work if each.kind is not Kind.VERDICT]
+    requests.append(_request_verdict(context.instance, [each for each in work if each.kind is Kind.VERDICT]))
+    requests.append(_request_pages(context.instance, judged_at))
+    wanted_now = [request for request in requests if request is not None]
     return dg.SensorResult(
-        run_requests=requests,
+        run_requests=wanted_now,
         cursor=chosen[-1] if chosen else None,
-        skip_reason=None if requests else f"nothing to request for {len(chosen)} symbols; {len(work)} runs under way",
+        skip_reason=None if wanted_now else f"nothing to request for {len(chosen)} symbols; {len(work)} runs under way",
     )
 
 
@@ -67,24 +86,65 @@ def _next(wanted: list[str], cursor: str | None) -> list[str]:
 
 def _request(instance: dg.DagsterInstance, work: Work) -> dg.RunRequest | None:
     """A run for `work`, unless one of its kind is under way for the symbol or has just failed."""
-    name = f"{work.kind} {work.symbol}"
-    records = instance.get_run_records(dg.RunsFilter(tags={TAG: name}), limit=1)
-    if records:
-        last = records[0]
-        ended = datetime.fromtimestamp(last.end_time, tz=UTC) if last.end_time else None
-        if last.dagster_run.status in UNDER_WAY:
-            return None
-        failed = last.dagster_run.status is dg.DagsterRunStatus.FAILURE
-        if failed and ended is not None and datetime.now(tz=UTC) < ended + REST_AFTER_FAILURE:
-            return None
+    return _run(instance, work.kind, work.symbol, (work.first, work.symbol), (work.last, work.symbol))
+
+
+def _request_verdict(instance: dg.DagsterInstance, work: Sequence[Work]) -> dg.RunRequest | None:
+    """A run that judges the newest days, of every symbol at once: what a day takes hardly grows with its series."""
+    if not work:
+        return None
+    newest = max(work, key=lambda each: (each.last, each.first))
+    together = {each.symbol for each in work if (each.first, each.last) == (newest.first, newest.last)}
+    in_order = [symbol for symbol in instance.get_dynamic_partitions(str(symbols.name)) if symbol in together]
+    return _run(instance, Kind.VERDICT, "all", (newest.first, in_order[0]), (newest.last, in_order[-1]))
+
+
+def _request_pages(instance: dg.DagsterInstance, judged_at: datetime | None) -> dg.RunRequest | None:
+    """A run that builds the pages, if something was judged since they were built last."""
+    if judged_at is None:
+        return None
+    last = instance.get_latest_materialization_event(data_docs.key)
+    built = datetime.fromtimestamp(last.timestamp, tz=UTC) if last is not None else None
+    if built is not None and (built > judged_at or datetime.now(tz=UTC) < built + BUILD_EVERY):
+        return None
+    after = _after(instance, "pages")
+    if after is None:
+        return None
+    return dg.RunRequest(job_name=pages_job.name, run_key=f"pages {after}", tags={TAG: "pages"})
+
+
+def _run(
+    instance: dg.DagsterInstance, kind: Kind, what: str, first: tuple[date, str], last: tuple[date, str]
+) -> dg.RunRequest | None:
+    name = f"{kind} {what}"
+    after = _after(instance, name)
+    if after is None:
+        return None
     return dg.RunRequest(
-        job_name=JOBS[work.kind].name,
-        # Twice the same after the same run is a tick that was repeated; after another one it is work that was left.
-        run_key=f"{name} {work.first} {work.last} after {records[0].dagster_run.run_id if records else 'none'}",
+        job_name=JOBS[kind].name,
+        run_key=f"{name} {key_of(*first)} {key_of(*last)} {after}",
         tags={
             TAG: name,
-            **({ONLY_UNREAD: "true"} if work.kind is Kind.HISTORY else {}),
-            "dagster/asset_partition_range_start": str(key_of(work.first, work.symbol)),
-            "dagster/asset_partition_range_end": str(key_of(work.last, work.symbol)),
+            **TAGS.get(kind, {}),
+            "dagster/asset_partition_range_start": str(key_of(*first)),
+            "dagster/asset_partition_range_end": str(key_of(*last)),
         },
     )
+
+
+def _after(instance: dg.DagsterInstance, name: str) -> str | None:
+    """What the run key of the next run tagged `name` ends with; None while one is under way or has just failed.
+
+    Twice the same key after the same run is a tick that was repeated; after another one it is work that was left.
+    """
+    records = instance.get_run_records(dg.RunsFilter(tags={TAG: name}), limit=1)
+    if not records:
+        return "first"
+    last = records[0]
+    ended = datetime.fromtimestamp(last.end_time, tz=UTC) if last.end_time else None
+    if last.dagster_run.status in UNDER_WAY:
+        return None
+    failed = last.dagster_run.status is dg.DagsterRunStatus.FAILURE
+    if failed and ended is not None and datetime.now(tz=UTC) < ended + REST_AFTER_FAILURE:
+        return None
+    return f"after {last.dagster_run.run_id}"

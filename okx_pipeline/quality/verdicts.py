@@ -1,0 +1,125 @@
+"""Whole days of symbols judged: what a materialization of candle quality does, and the command that validates.
+
+Timeframes are held against each other first. Where REST has served exactly what is held of a day, a mismatch is the
+exchange's own; else it is an error until the day has been read once more.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from okx_pipeline.quality.consistency import check
+from okx_pipeline.quality.data_docs import Built, DataDocs
+from okx_pipeline.quality.validation import validate
+from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.coverage import DayCoverage, day_coverage, note_judged, unjudged_days
+from okx_pipeline.storage.database import translated
+from okx_pipeline.storage.landing import SeriesDay
+from okx_pipeline.storage.quality_results import Store, Verdict, forget_pages, latest, newest_day
+from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe
+
+
+@dataclass(frozen=True, slots=True)
+class DayJudged:
+    """The verdicts on a day: every check on every series that holds candles of it or ought to."""
+
+    day: date
+    verdicts: list[Verdict]
+
+
+def judge_days(
+    store: CandleStore,
+    docs: DataDocs,
+    wanted: Mapping[str, Sequence[date]],
+    *,
+    timeframes: Sequence[Timeframe] = (),
+    only_changed: bool = False,
+) -> Iterator[DayJudged]:
+    """Judge the days of `wanted` (by symbol), all series of a day at once, in both stores; a day after the other.
+
+    Parameters
+    ----------
+    timeframes
+        Those to be judged; all that the ledger knows of, where empty.
+    only_changed
+        Leave out what was judged as it is now.
+
+    Raises
+    ------
+    StorageError
+        If a store or the folder of the Data Docs is out of reach; what was judged before stays.
+    """
+    names = {timeframe.name for timeframe in timeframes}
+    with translated(store.place):
+        changed = set(unjudged_days(store.connection, sorted(wanted))) if only_changed else None
+    by_day: dict[date, list[str]] = {}
+    for symbol, days in sorted(wanted.items()):
+        for day in days:
+            by_day.setdefault(day, []).append(symbol)
+    for day in sorted(by_day):
+        with translated(store.place):
+            rows = [
+                row
+                for symbol in by_day[day]
+                for row in day_coverage(store.connection, symbol, day, day + timedelta(days=1))
+                if row.content_hash is not None and row.expected and (not names or row.timeframe in names)
+                if changed is None or SeriesDay(symbol, row.timeframe, day) in changed
+            ]
+            yield DayJudged(day, _judge(store, docs, day, rows) if rows else [])
+
+
+def judge_all(
+    store: CandleStore, docs: DataDocs, wanted: Mapping[str, Sequence[date]], *, only_changed: bool
+) -> list[Verdict]:
+    """Judge the days of `wanted`, see `judge_days`; returns the latest verdicts on them, judged now or before."""
+    for _ in judge_days(store, docs, wanted, only_changed=only_changed):
+        pass
+    with translated(store.place):
+        return [
+            verdict
+            for symbol, days in wanted.items()
+            for verdict in latest(
+                store.connection, symbols=[symbol], start=min(days), end=max(days) + timedelta(days=1)
+            )
+            if verdict.day in days
+        ]
+
+
+def last_verdicts(store: CandleStore) -> list[Verdict]:
+    """The verdicts on the newest day that was judged."""
+    with translated(store.place):
+        day = newest_day(store.connection)
+        return [] if day is None else latest(store.connection, start=day, end=day + timedelta(days=1))
+
+
+def build_pages(store: CandleStore, docs: DataDocs, keep_days: int, now: datetime) -> tuple[Built, int]:
+    """Prune the Data Docs and build what is left; returns what was built, and how many pages were pruned.
+
+    Raises
+    ------
+    StorageError
+        If the folder cannot be written or the database is out of reach.
+    """
+    pruned = docs.prune(keep_days, now)
+    with translated(store.place):
+        forget_pages(store.connection, pruned)
+    return docs.build(), len(pruned)
+
+
+def _judge(store: CandleStore, docs: DataDocs, day: date, rows: Sequence[DayCoverage]) -> list[Verdict]:
+    for symbol in sorted({row.symbol for row in rows}):
+        _compare(store, symbol, day)
+    series = [(row.symbol, row.timeframe) for row in rows]
+    verdicts = validate(store.connection, store.files, series, day, docs=docs)
+    at = min(verdict.validated_at for verdict in verdicts)
+    verdicts += validate(store.connection, store.files, series, day, store=Store.PARQUET, docs=docs)
+    note_judged(store.connection, (SeriesDay(*key, day) for key in series), at)
+    return verdicts
+
+
+def _compare(store: CandleStore, symbol: str, day: date) -> None:
+    rows = day_coverage(store.connection, symbol, day, day + timedelta(days=1))
+    timeframes = [parse_timeframe(row.timeframe) for row in rows]
+    within_day = [timeframe for timeframe in timeframes if timeframe.length_ms <= DAY_MS]
+    verified = all(row.verified_at is not None for row in rows if row.present)
+    check(store.connection, symbol, within_day, day_ms(day), day_ms(day) + DAY_MS, confirmed_by_rest=verified)
