@@ -83,6 +83,8 @@ def validate(
 ) -> list[Verdict]:
     """Validate what is held of `series` on `day`, write the verdicts down and keep the result for its page.
 
+    Returns a verdict of every check on every series; none where no series is named.
+
     Parameters
     ----------
     connection
@@ -101,6 +103,8 @@ def validate(
     StorageError
         If the Parquet store or the folder of the Data Docs is out of reach.
     """
+    if not series:
+        return []
     rows = read_rows(connection, files, series, day, store)
     validation = validate_day(
         rows,

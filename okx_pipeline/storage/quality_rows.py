@@ -178,7 +178,7 @@ class Parity:
 
 
 # The day's partition is all that is looked at; a lateral join keeps each series an own look along its key.
-# A lateral join keeps each series an own look along its key.
+# Ordered inside, so that each series is an own look along its key, not a scan of the month for all of them.
 _ROWS: Final = sql.SQL(
     """
 COPY (
@@ -188,6 +188,7 @@ COPY (
         SELECT * FROM trading.candlesticks AS held
         WHERE held.symbol = wanted.symbol AND held.timeframe = wanted.timeframe
           AND held.timestamp_ms >= %s AND held.timestamp_ms < %s
+        ORDER BY held.timestamp_ms
     ) AS held
 ) TO STDOUT (FORMAT csv)
 """
@@ -434,10 +435,9 @@ def _candles_in_postgresql(
 def _earlier_in_postgresql(
     connection: Connection, series: Sequence[tuple[int, SeriesKey]], day: date, found: frozenset[str]
 ) -> pa.Table:
-    columns = [
-        sql.SQL("held.{}::float8").format(sql.Identifier(name)) if name in found else sql.SQL("NULL")
-        for name in EARLIER.names[2:]
-    ]
+    # As text that is read as floats here: PostgreSQL's own cast costs three times as much.
+    held = {name: sql.SQL("held.{}").format(sql.Identifier(name)) for name in found}
+    columns = [held.get(name, sql.SQL("NULL")) for name in EARLIER.names[2:]]
     body = _copied(connection, series, columns, day_ms(day) - DAY_MS)
     return _parsed(body, EARLIER.names, {field.name: field.type for field in EARLIER}).cast(EARLIER)
 

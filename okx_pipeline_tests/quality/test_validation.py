@@ -72,6 +72,11 @@ def test_a_clean_store_passes_every_check(
     assert latest(connection) == sorted(verdicts, key=lambda each: (each.symbol, each.timeframe, each.check))
 
 
+def test_no_series_has_no_verdicts_and_no_page(connection: Connection, files: ParquetStore, docs: DataDocs) -> None:
+    assert validate(connection, files, [], DAY, docs=docs) == []
+    assert not docs.folder.exists()
+
+
 def test_a_day_nobody_has_anything_of_passes_and_the_ledger_is_said_not_to_know_it(
     connection: Connection, files: ParquetStore
 ) -> None:
