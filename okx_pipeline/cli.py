@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from okx_pipeline.history.backfill import Backfill, Plan, Progress, Report
     from okx_pipeline.quality.gaps import Wanted as GapsWanted
     from okx_pipeline.quality.gaps_report import GapsReport
+    from okx_pipeline.quality.verdicts import DayJudged
     from okx_pipeline.settings import Settings
     from okx_pipeline.storage.database import Database
     from okx_pipeline.storage.overview import SeriesLedger, SeriesOverview, StoreOverview
@@ -203,6 +204,36 @@ def coverage(
             f"{row.symbol:<20} {row.timeframe!s:>4}  {row.first}  {row.last}  {row.expected:>11,} {row.present:>11,} "
             f"{row.absent:>8,} {row.missing:>9,}  {_percent(row.percent)}{quarantined}"
         )
+
+
+@app.command()
+def validate(
+    start: Start = None,
+    end: End = None,
+    symbols: Symbols = None,
+    timeframes: Timeframes = None,
+    as_json: Json = False,
+) -> None:
+    """Judge every closed day by the data-quality suites; exit status 1 on a failure at the level of an error."""
+    settings = _settings()
+    first, last = _range(start, end)
+    with _database(settings) as database:
+        days = _judge(settings, database, (_symbols(symbols), _timeframes(timeframes), first, last))
+    document = _judged(settings, days)
+    if as_json:
+        _print_json(document)
+    else:
+        _print_judged(document)
+    if document["errors"]:
+        raise PipelineError(f"{document['errors']:,} checks failed at the level of an error; see {document['report']}")
+
+
+@app.command()
+def pages(port: Port = 3001) -> None:
+    """Serve the pages of the data-quality checks on loopback, until SIGINT or SIGTERM; `up` does it, too."""
+    from okx_pipeline.pages import serve
+
+    serve(_settings(), port)
 
 
 @app.command()
@@ -455,6 +486,68 @@ def _overview(settings: "Settings") -> "tuple[str, StoreOverview, Ledger, Stream
         return database.place, overview(connection), ledger(connection, stream.now_ms), stream
 
 
+def _judge(
+    settings: "Settings",
+    database: "Database",
+    wanted: "tuple[Sequence[str], Sequence[Timeframe], date | None, date | None]",
+) -> "list[DayJudged]":
+    from okx_pipeline.quality.data_docs import DataDocs
+    from okx_pipeline.quality.verdicts import days_to_judge, judge_days
+    from okx_pipeline.storage.candle_store import CandleStore
+    from okx_pipeline.storage.parquet import ParquetStore
+
+    asyncio.run(_account(settings, database))
+    docs, judged = DataDocs(settings.quality_folder), []
+    with CandleStore.opened(database, ParquetStore(settings.parquet_root)) as store:
+        symbols, timeframes, first, last = wanted
+        days = days_to_judge(store, symbols=symbols, timeframes=timeframes, start=first, end=last)
+        total = len({day for of_symbol in days.values() for day in of_symbol})
+        with _counting(total, "days") as done:
+            for day in judge_days(store, docs, days, timeframes=timeframes):
+                judged.append(day)
+                done()
+    docs.build()
+    return judged
+
+
+def _judged(settings: "Settings", days: "Sequence[DayJudged]") -> dict[str, Any]:
+    verdicts = [verdict for day in days for verdict in day.verdicts]
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    return {
+        "days": sum(bool(day.verdicts) for day in days),
+        "series_days": len({(each.symbol, each.timeframe, each.day) for each in verdicts}),
+        "verdicts": len(verdicts),
+        "errors": sum(each.is_error for each in failed),
+        "warnings": sum(not each.is_error for each in failed),
+        "report": str(settings.quality_folder / "site" / "index.html"),
+        "failed": [
+            {
+                "symbol": each.symbol,
+                "timeframe": each.timeframe,
+                "day": each.day.isoformat(),
+                "store": each.store.value,
+                "check": each.check,
+                "severity": str(each.severity),
+                "expectations": list(each.failed),
+                "observed": each.observed,
+            }
+            for each in failed
+        ],
+    }
+
+
+def _print_judged(document: dict[str, Any]) -> None:
+    for each in document["failed"]:
+        found = ", ".join(f"{name} ({rows} rows)" for name, rows in each["observed"].get("unexpected", {}).items())
+        level = "error" if each["severity"] == "critical" else each["severity"]
+        place = "" if each["store"] == "postgres" else " in Parquet"
+        _print(f"{each['day']} {each['symbol']} {each['timeframe']}{place}: {level} in {each['check']}: {found}")
+    _print(
+        "{days:,} days of {series_days:,} series-days judged: {errors:,} errors, {warnings:,} warnings; "
+        "report: {report}".format(**document)
+    )
+
+
 async def _look_for_gaps(
     settings: "Settings", database: "Database", wanted: "GapsWanted", *, mend: bool
 ) -> "GapsReport":
@@ -552,6 +645,22 @@ def _progress() -> Iterator["Progress | None"]:
             bar.update(task, completed=done, total=total, rate=rate)
 
         yield update
+
+
+@contextmanager
+def _counting(total: int, what: str) -> "Iterator[Callable[[], None]]":
+    """A progress bar on stderr that is moved on by calling what it gives; where no terminal is watching, nothing."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
 
 
 def _symbols(text: str | None) -> Sequence[str]:

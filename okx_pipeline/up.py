@@ -120,6 +120,8 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, say: Say
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         _refuse_taken_port(port)
         port = port or _free_port()
+        pages_port = _free_port(port + 1)
+        settings = settings.model_copy(update={"pages_url": f"http://{HOST}:{pages_port}"})
         with _guarded_group(lock) as group:
             children: list[Child] = []
             if replay is not None:
@@ -131,11 +133,13 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, say: Say
                     before_s = time()
                     sidecar = _start_sidecar(settings, group, logs)
                     children.append(sidecar)
+                    children.append(_start_pages(settings, pages_port, group, logs))
                     children += _start_dagster(settings, database, port, group, logs)
                     _await(children, f"http://{HOST}:{port}/server_info", stop, what="the web UI")
                     if not stop.is_set():
                         _end_runs(port, before_s)
                         say(f"Dagster UI   http://{HOST}:{port}")
+                        say(f"Data quality {settings.pages_url}")
                         say(f"PostgreSQL   {database.place}  (.venv/bin/okx-pipeline psql)")
                         say(f"Parquet      {settings.parquet_root}")
                         say(f"OKX          {settings.rest_url}")
@@ -219,6 +223,13 @@ def _start_sidecar(settings: Settings, group: int, logs: Path) -> Child:
     # Standing by, so that one that somebody runs beside us is no failure of ours.
     command = [sys.executable, "-P", "-m", "okx_pipeline", "stream", "--standby"]
     child = Child("sidecar", command, settings.environment(), logs / "sidecar.log", group)
+    child.start()
+    return child
+
+
+def _start_pages(settings: Settings, port: int, group: int, logs: Path) -> Child:
+    command = [sys.executable, "-P", "-m", "okx_pipeline", "pages", "--port", str(port)]
+    child = Child("pages", command, settings.environment(), logs / "pages.log", group)
     child.start()
     return child
 
@@ -335,9 +346,13 @@ def _refuse_taken_port(port: int) -> None:
             ) from problem
 
 
-def _free_port() -> int:
+def _free_port(first_choice: int = 0) -> int:
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, first_choice))
+        except OSError:
+            return _free_port()
         return int(probe.getsockname()[1])
 
 

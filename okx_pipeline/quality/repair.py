@@ -135,7 +135,9 @@ class _Repairing:
         for each in wanted:
             for gap in unresolved_gaps(self.store.connection, each.symbol, each.timeframe, each.range):
                 again_ms = gap.ask_again_ms
-                if (again_ms is None and gap.status == "open") or (again_ms is not None and again_ms <= now_ms):
+                # What nothing is known of may be asked for whenever somebody wants it.
+                unknown = gap.status == "open" and (again_ms is None or not gap.evidence)
+                if unknown or (again_ms is not None and again_ms <= now_ms):
                     to_ask[each.symbol, each.timeframe] += intersection([gap.range], [each.range])
         return {series: union(ranges) for series, ranges in to_ask.items() if ranges}
 
@@ -151,8 +153,8 @@ class _Repairing:
         for gap in self._left(to_ask):
             answer = await self._ask(gap)
             if answer is None:
-                continue
-            if gap.evidence or not self._is_old(gap, answer):
+                await self._wait(gap, done)
+            elif gap.evidence or not self._is_old(gap, answer):
                 await self._judge(gap, [*gap.evidence, answer.evidence()], answer, done)
             else:
                 waiting.append((gap, answer))
@@ -160,7 +162,9 @@ class _Repairing:
             await asyncio.sleep(max(0.0, first_s + AGAIN_OLD_S - monotonic()))
         for gap, first in waiting:
             answer = await self._ask(gap)
-            if answer is not None:
+            if answer is None:
+                await self._wait(gap, done)
+            else:
                 await self._judge(gap, [first.evidence(), answer.evidence()], answer, done)
 
     def _left(self, to_ask: Mapping[Series, Sequence[Range]]) -> list[Gap]:
@@ -230,6 +234,13 @@ class _Repairing:
     def _expires_ms(self, symbol: str) -> int | None:
         life = lives(self.store.connection).get(symbol)
         return life.expires_ms if life is not None else None
+
+    async def _wait(self, gap: Gap, done: Repair) -> None:
+        """Ask again later: what came was no evidence, or what is left of the gap was served after all."""
+        now_ms = await self.backfill.clock.now_ms()
+        verdict = Verdict(gap.range, gap.status, gap.reason, gap.evidence, now_ms + AGAIN_YOUNG_MS)
+        concerned = await asyncio.to_thread(self.store.settle_gap, gap, [verdict], now_ms)
+        done.waiting += concerned.get(None, 0)
 
     async def _judge(self, gap: Gap, evidence: Sequence[dict[str, Any]], last: Answer, done: Repair) -> None:
         apart_ms = last.asked_ms - evidence[0]["asked_ms"]

@@ -12,7 +12,7 @@ from okx_pipeline.quality.consistency import check
 from okx_pipeline.quality.data_docs import Built, DataDocs
 from okx_pipeline.quality.validation import validate
 from okx_pipeline.storage.candle_store import CandleStore
-from okx_pipeline.storage.coverage import DayCoverage, day_coverage, note_judged, unjudged_days
+from okx_pipeline.storage.coverage import DayCoverage, day_coverage, note_judged, series_coverage, unjudged_days
 from okx_pipeline.storage.database import translated
 from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.quality_results import Store, Verdict, forget_pages, latest, newest_day
@@ -25,6 +25,34 @@ class DayJudged:
 
     day: date
     verdicts: list[Verdict]
+
+
+def days_to_judge(
+    store: CandleStore,
+    *,
+    symbols: Sequence[str] = (),
+    timeframes: Sequence[Timeframe] = (),
+    start: date | None = None,
+    end: date | None = None,
+) -> dict[str, list[date]]:
+    """The closed days of the ledger in [start, end), by symbol; filters may be empty, then all that is subscribed."""
+    with translated(store.place):
+        summed = series_coverage(
+            store.connection,
+            symbols=symbols,
+            timeframes=timeframes,
+            start=start,
+            end=end,
+            subscribed=not symbols and start is None,
+        )
+        names = {each.timeframe.name for each in summed}
+        found: dict[str, list[date]] = {}
+        for symbol in sorted({each.symbol for each in summed}):
+            ranges = [each for each in summed if each.symbol == symbol]
+            first, last = min(each.first for each in ranges), max(each.last for each in ranges)
+            rows = day_coverage(store.connection, symbol, first, last + timedelta(days=1))
+            found[symbol] = sorted({row.day for row in rows if row.content_hash is not None and row.timeframe in names})
+    return found
 
 
 def judge_days(
