@@ -382,10 +382,14 @@ def _hash_in_file(files: ParquetStore, month: SeriesMonth, day: date | None) -> 
 
 
 def _rules_of(versions: Sequence[tuple[Any, ...]], start: datetime, end: datetime) -> InstrumentRules:
-    """The rules of [start, end) of an instrument's versions, oldest first: of those in force, or else of the first."""
+    """The rules of [start, end) of an instrument's versions, oldest first: of those in force, or else of the first.
+
+    Listings are recorded daily, so that a version recorded a day after the end may have been in force before it.
+    """
     begun = [version for version in versions if version[0] < end]
     old = [version for version in begun if version[0] <= start]
-    chosen = [*old[-1:], *begun[len(old) :]] or versions[:1]
+    recorded = [version for version in versions if version[0] < end + timedelta(days=1)] if begun else versions[:1]
+    chosen = [*old[-1:], *recorded[len(old) :]]
     contract_values = {value if contract_type == "linear" else None for _, _, contract_type, value, _ in chosen}
     ticks = {tick for *_, tick in chosen}
     return InstrumentRules(

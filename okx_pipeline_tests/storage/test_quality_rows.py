@@ -158,8 +158,14 @@ def test_rules_cover_a_day_that_they_were_known_on(connection: Connection, known
 
 def test_rules_first_known_during_a_day_cover_it(connection: Connection) -> None:
     know(connection, at(0.5))
-    know(connection, at(1), tick="5")
+    know(connection, at(2), tick="5")
     assert rules(connection) == SWAP
+
+
+def test_a_change_recorded_on_the_day_after_may_have_been_in_force_before(connection: Connection) -> None:
+    know(connection, at(-10))
+    know(connection, at(1.9), contract_value="0.1")
+    assert rules(connection) == replace(SWAP, contract_value=None)
 
 
 def test_before_the_first_rules_known_those_are_taken_and_do_not_cover_the_day(connection: Connection) -> None:
