@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from okx_pipeline.defs.alerts.sensors import alerts
 from okx_pipeline.defs.history.candles import candles
 from okx_pipeline.defs.history.instruments import instruments
 from okx_pipeline.defs.history.schedules import (
@@ -40,7 +41,7 @@ defs = dg.Definitions(
     asset_checks=[every_series_moves, candle_checks],
     jobs=[instruments_job, candles_job, candle_gaps_job, reconciliation_job, candle_quality_job, pages_job],
     schedules=[instruments_daily, candles_daily],
-    sensors=[subscribed_symbols, ledger_work, sidecar_landings],
+    sensors=[subscribed_symbols, ledger_work, sidecar_landings, alerts],
     resources={"pipeline": Pipeline()},
     # Steps are few and wait for the network; a process for each would cost six seconds a run.
     executor=dg.in_process_executor,

@@ -136,8 +136,9 @@ class Settings(BaseSettings):
     def _telegram_chat(cls, value: str | None, others: ValidationInfo) -> str | None:
         token = others.data.get("telegram_token")
         if (value is None) != (token is None) and "telegram_token" in others.data:
-            lacking = "OKX_TELEGRAM_TOKEN" if token is None else "OKX_TELEGRAM_CHAT"
-            raise UsageError(f"{lacking} is not set; a bot's token and a chat's id go together")
+            which = "it is set" if token is None else "it is not set"
+            other = "OKX_TELEGRAM_TOKEN is not" if token is None else "OKX_TELEGRAM_TOKEN is"
+            raise UsageError(f"{which} and {other}; a bot's token and a chat go together")
         if value is not None and not re.fullmatch(r"-?[0-9]+|@[A-Za-z0-9_]+", value):
             raise UsageError("it is neither a chat's number, such as -1001234567890, nor a channel's @name")
         return value

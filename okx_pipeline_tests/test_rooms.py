@@ -22,7 +22,8 @@ BELOW: dict[str, set[str]] = {
     "exchange": {"errors", "timeframes", "candles"},
     "storage": {"errors", "timeframes", "ranges", "candles", "settings", "exchange"},
     "history": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage"},
-    "stream": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage", "history"},
+    "alerts": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage"},
+    "stream": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage", "history", "alerts"},
     "quality": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage", "history"},
     "replay": {"errors", "timeframes", "candles", "exchange"},
 }

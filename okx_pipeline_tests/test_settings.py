@@ -1,5 +1,6 @@
 """Settings: defaults as documented, and one clear line for a wrong value."""
 
+import re
 from datetime import date
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def test_the_defaults_are_those_of_the_readme(tmp_path: Path) -> None:
     assert settings.partition_start == date(2020, 1, 1)
     assert settings.rest_url == "https://openapi.okx.com"
     assert settings.database_url is None
+    assert settings.alert_gap_hours == 6
+    assert not settings.alert_allow_http
     assert settings.origin == "market"
 
 
@@ -45,6 +48,20 @@ def test_the_environment_stands_above_the_env_file(tmp_path: Path, monkeypatch: 
         ("OKX_REST_RATE", "many", "OKX_REST_RATE: "),
         ("OKX_PARQUET_URL", "gs://bucket", "OKX_PARQUET_URL: 'gs://bucket' is neither a folder nor an s3:// URL"),
         ("OKX_DATABASE_URL", "mysql://u:hunter2@h/d", "OKX_DATABASE_URL: it is not a PostgreSQL URL"),
+        ("OKX_ALERT_WEBHOOK_URL", "hooks.example/hunter2", "OKX_ALERT_WEBHOOK_URL: it is not a URL; it begins with"),
+        ("OKX_ALERT_WEBHOOK_URL", "https://hooks.example:x/hunter2", "OKX_ALERT_WEBHOOK_URL: it is not a URL"),
+        ("OKX_ALERT_WEBHOOK_URL", "https://hooks.example/hunter2 x", "OKX_ALERT_WEBHOOK_URL: it is not a URL"),
+        ("OKX_ALERT_WEBHOOK_URL", "https://[::1/hunter2", "OKX_ALERT_WEBHOOK_URL: it is not a URL"),
+        ("OKX_ALERT_WEBHOOK_URL", "file:///hunter2", "OKX_ALERT_WEBHOOK_URL: it is not a URL"),
+        ("OKX_ALERT_WEBHOOK_URL", "https://u:hunter2@hooks.example", "OKX_ALERT_WEBHOOK_URL: it names a user"),
+        ("OKX_ALERT_WEBHOOK_URL", "http://10.0.0.1/hunter2", "OKX_ALERT_WEBHOOK_URL: it begins with http://, which"),
+        ("OKX_DEAD_MAN_URL", "http://ping.example/hunter2", "OKX_DEAD_MAN_URL: it begins with http://, which"),
+        ("OKX_TELEGRAM_TOKEN", "bot/../hunter2", "OKX_TELEGRAM_TOKEN: it is not a bot's token"),
+        ("OKX_TELEGRAM_TOKEN", "1:hunter2", "OKX_TELEGRAM_CHAT: it is not set and OKX_TELEGRAM_TOKEN is"),
+        ("OKX_TELEGRAM_CHAT", "-100", "OKX_TELEGRAM_CHAT: it is set and OKX_TELEGRAM_TOKEN is not"),
+        ("OKX_ALERT_GAP_HOURS", "0", "OKX_ALERT_GAP_HOURS: "),
+        ("OKX_ALERT_GAP_HOURS", "soon", "OKX_ALERT_GAP_HOURS: "),
+        ("OKX_ALERT_ALLOW_HTTP", "perhaps", "OKX_ALERT_ALLOW_HTTP: "),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_the_variable(
@@ -59,11 +76,31 @@ def test_a_wrong_value_is_one_line_that_names_the_variable(
     assert "hunter2" not in message
 
 
+def test_a_wrong_chat_is_told_and_the_token_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OKX_TELEGRAM_TOKEN", "1:hunter2")
+    monkeypatch.setenv("OKX_TELEGRAM_CHAT", "me & you")
+    with pytest.raises(UsageError, match=r"^OKX_TELEGRAM_CHAT: it is neither a chat's number, .*") as refusal:
+        read_settings()
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_alerts_may_go_by_http_where_a_setting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OKX_ALERT_ALLOW_HTTP", "true")
+    monkeypatch.setenv("OKX_ALERT_WEBHOOK_URL", "http://10.0.0.1:8080/hook")
+    url = read_settings().alert_webhook_url
+    assert url is not None
+    assert url.get_secret_value() == "http://10.0.0.1:8080/hook"
+
+
 def test_secrets_do_not_show_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKX_DATABASE_URL", "postgresql://u:hunter2@h/d")
     monkeypatch.setenv("HTTPS_PROXY", "http://u:hunter3@proxy:3128")
+    monkeypatch.setenv("OKX_ALERT_WEBHOOK_URL", "https://hooks.example/hunter4")
+    monkeypatch.setenv("OKX_DEAD_MAN_URL", "https://ping.example/hunter5")
+    monkeypatch.setenv("OKX_TELEGRAM_TOKEN", "1:hunter6")
+    monkeypatch.setenv("OKX_TELEGRAM_CHAT", "@hunters")
     settings = read_settings()
-    assert "hunter" not in f"{settings!r}{settings}"
+    assert not re.search(r"hunter\d", f"{settings!r}{settings}")
     assert settings.environment()["OKX_DATABASE_URL"] == "postgresql://u:hunter2@h/d"
 
 
@@ -76,7 +113,18 @@ def test_it_knows_whose_prices_the_settings_lead_to(changes: dict[str, object], 
 
 
 def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    settings = read_settings(home=Path("somewhere"), symbols=("ETH-USDT",), rest_rate=5, demo_trading=True)
+    settings = read_settings(
+        home=Path("somewhere"),
+        symbols=("ETH-USDT",),
+        rest_rate=5,
+        demo_trading=True,
+        alert_allow_http=True,
+        alert_webhook_url="http://hooks.example/x",
+        telegram_token="1:token",  # noqa: S106
+        telegram_chat="@chat",
+        alert_gap_hours=2,
+        dead_man_url="https://ping.example/x",
+    )
     for name, value in settings.environment().items():
         if name.startswith("OKX_"):
             monkeypatch.setenv(name, value)

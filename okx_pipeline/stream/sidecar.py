@@ -37,6 +37,7 @@ from okx_pipeline.storage.subscriptions import seed_subscriptions, subscriptions
 from okx_pipeline.stream.counters import Counters
 from okx_pipeline.stream.lander import Batch, Lander
 from okx_pipeline.stream.series import SeriesProgress
+from okx_pipeline.stream.watch import Watch
 from okx_pipeline.timeframes import DAY_MS, day_ms, parse_timeframe
 
 Say = Callable[[str], None]
@@ -99,6 +100,7 @@ class Sidecar:
         self._lock = lock
         self._state = "starting"
         self._maintenance: list[dict[str, str | int | bool]] = []
+        self._watch = Watch(settings, database, self.counters)
         self._lander = Lander(database, self._files, self.counters, self._landed)
         self._feed = CandleFeed(
             settings.ws_url,
@@ -128,6 +130,7 @@ class Sidecar:
                 group.create_task(self._every(HEARTBEAT_S, self._beat))
                 group.create_task(self._every(KEEP_LOCK_S, self._keep_lock))
                 group.create_task(self._every(PROJECT_S, self._project))
+                group.create_task(self._watch.run())
                 await self._read_clock()
                 group.create_task(self._every(KEEP_CLOCK_S, self._keep_clock))
                 group.create_task(self._every(ACCOUNT_S, self._account))

@@ -1,0 +1,59 @@
+"""Sources that need nothing but the store: gaps, quarantined rows, and verdicts of the quality checks."""
+
+from typing import Final
+
+from okx_pipeline.storage.alert_sources import failed_checks, gaps_open_for, quarantined_within
+from okx_pipeline.storage.alerts import Incident
+from okx_pipeline.storage.database import Connection
+from okx_pipeline.timeframes import parse_timeframe
+
+QUIET_HOURS: Final = 24
+"""An incident of quarantined rows is resolved when there were no more for so long."""
+
+
+def open_gaps(connection: Connection, hours: int) -> list[Incident]:
+    """Gaps that have been open for `hours`: an incident a symbol."""
+    return [
+        Incident(
+            each.symbol,
+            f"{each.symbol}: {_number(each.candles, 'candle')} in {_number(each.gaps, 'gap')} "
+            f"({_listed(each.timeframes)}) missing for more than {_number(hours, 'hour')}",
+            each.symbol,
+        )
+        for each in gaps_open_for(connection, hours)
+    ]
+
+
+def quarantined_rows(connection: Connection) -> list[Incident]:
+    """Rows quarantined of late: an incident a symbol, until a day has brought no more."""
+    return [
+        Incident(
+            each.symbol,
+            f"{each.symbol}: {_number(each.rows, 'row')} ({_listed(each.timeframes)}) quarantined within "
+            f"{QUIET_HOURS} hours: {each.reason}",
+            each.symbol,
+            "warning",
+        )
+        for each in quarantined_within(connection, QUIET_HOURS)
+    ]
+
+
+def failed_quality_checks(connection: Connection) -> list[Incident]:
+    """Checks whose verdict on a day is an error: an incident a check and symbol."""
+    return [
+        Incident(
+            f"{each.check}/{each.symbol}",
+            f"{each.symbol}: check {each.check} fails on {_number(each.days, 'day')} ({_listed(each.timeframes)}), "
+            f"the newest {each.newest}",
+            each.symbol,
+        )
+        for each in failed_checks(connection)
+    ]
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _listed(timeframes: list[str]) -> str:
+    return ", ".join(sorted(timeframes, key=parse_timeframe))
