@@ -105,10 +105,12 @@ def validate(
     """
     if not series:
         return []
+    # Before the rows, or what landed in between would be expected and not there.
+    expected = read_expected(connection, series, day)
     rows = read_rows(connection, files, series, day, store)
     validation = validate_day(
         rows,
-        expected=read_expected(connection, rows.series, day),
+        expected=expected,
         rules=read_rules(connection, sorted({symbol for symbol, _ in rows.series}), day),
         mismatches=read_mismatches(connection, rows.series, day),
         parity=read_parity(connection, files, rows.series, day),

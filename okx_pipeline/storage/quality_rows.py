@@ -109,7 +109,10 @@ class DayRows:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the ledger says of a series-day: candles expected, and those of them that need not be held, or are not."""
+    """What the ledger says of a series-day: candles expected, and those of them that need not be held, or are not.
+
+    `missing` is told besides, as candles held that nobody expects may stand for ones that lack.
+    """
 
     expected: int
     absent: int = 0
@@ -205,10 +208,12 @@ _ARCHIVED: Final[LiteralString] = """
 SELECT symbol, timeframe, content_hash FROM trading.candle_months WHERE state = 'archived' AND month = %s
 """
 
+# What a ledger that is behind calls missing may have landed since.
 _EXPECTED: Final[LiteralString] = """
-SELECT symbol, timeframe, expected, absent, quarantined, missing
+SELECT symbol, timeframe, expected, absent, quarantined, CASE WHEN counted < revision THEN 0 ELSE missing END
 FROM trading.coverage
 JOIN unnest(%s::text[], %s::text[]) AS wanted (symbol, timeframe) USING (symbol, timeframe)
+LEFT JOIN trading.landing_marks USING (symbol, timeframe, day)
 WHERE day = %s
 """
 

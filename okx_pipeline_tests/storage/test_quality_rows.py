@@ -92,6 +92,8 @@ def test_the_ledger_is_read_by_series_and_day(connection: Connection) -> None:
     )
     assert read_expected(connection, [BTC, ETH], FIRST) == {BTC: Expected(10, absent=3, quarantined=2, missing=1)}
     assert Expected(10, absent=3, quarantined=2, missing=1).due == 5
+    land(connection, [candle(0)], source=Source.REST)
+    assert read_expected(connection, [BTC], FIRST) == {BTC: Expected(10, absent=3, quarantined=2, missing=0)}
 
 
 def test_mismatches_are_read_that_are_not_resolved(connection: Connection) -> None:
