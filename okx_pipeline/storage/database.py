@@ -213,10 +213,15 @@ def _line(problem: Exception) -> str:
 
 @contextmanager
 def snapshot(connection: Connection) -> Iterator[None]:
-    """One state of the database for everything that is read inside. Autocommit connections only."""
+    """One state of the database for everything that is read inside. Autocommit connections only.
+
+    No month's partition is swapped meanwhile. What a statement sees is fixed before it waits for a table, and one that
+    saw the state before a swap would find neither the old rows nor the new; to lock a table fixes nothing yet.
+    """
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     try:
         with connection.transaction():
+            connection.execute("LOCK TABLE ONLY trading.candlesticks IN ACCESS SHARE MODE")
             yield
     finally:
         connection.isolation_level = None

@@ -204,6 +204,11 @@ def lock_ledger(connection: Connection) -> None:
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
 
 
+def try_lock_ledger(connection: Connection) -> bool:
+    """Lock the ledger as `lock_ledger` does, unless somebody has it; returns whether."""
+    return bool(one(connection, "SELECT pg_try_advisory_xact_lock(%s)", (_LOCK,)))
+
+
 def fit_gaps(
     connection: Connection,
     symbol: str,

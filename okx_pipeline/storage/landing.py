@@ -13,20 +13,21 @@ The rules of truth, kept here and nowhere else:
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from itertools import groupby
 from operator import itemgetter
-from typing import Final, LiteralString, NamedTuple
+from typing import Final, LiteralString, NamedTuple, TypeVar
 
 from psycopg import errors, sql
 
 from okx_pipeline.candles import VALUE_COLUMNS, Candle, Refused, Source
-from okx_pipeline.storage.database import Connection
+from okx_pipeline.storage.database import Connection, StorageError
 from okx_pipeline.timeframes import DAY_MS, day_of, month_of
 
 Key = tuple[str, str, int]
+T = TypeVar("T")
 
 _VALUES: Final = sql.SQL(", ").join(sql.Identifier(column.name) for column in VALUE_COLUMNS)
 _STORED_VALUES: Final = sql.SQL(", ").join(sql.Identifier("stored", column.name) for column in VALUE_COLUMNS)
@@ -151,6 +152,7 @@ WHERE month.state = 'archived'
 """
 
 _COPY_CHUNK: Final = 5_000
+_TRIES: Final = 3
 _YEAR_10000_MS: Final = 2_932_897 * DAY_MS
 
 STRAIGHT_FROM: Final = 50
@@ -260,23 +262,47 @@ def land(
             contradicted.append(key)
     rows = sorted(batch.values())
     months = {(row.symbol, row.timeframe, month_of(row.timestamp_ms)) for row in rows}
-    _ensure_months(connection, {month for _, _, month in months})
     connection.execute(_STAGE)
-    with connection.transaction():
-        quarantined = _quarantine(connection, refused, source)
-        landed = _land_rows(connection, rows, source, requested_at) if rows else Landed()
-        _refuse_archived(connection, months)
+
+    def write() -> tuple[Landed, int]:
+        with connection.transaction():
+            quarantined = _quarantine(connection, refused, source)
+            landed = _land_rows(connection, rows, source, requested_at) if rows else Landed()
+            _refuse_archived(connection, months)
+        return landed, quarantined
+
+    landed, quarantined = with_months(connection, {month for _, _, month in months}, write)
     disputed = sorted(set(landed.disputed).union(contradicted))
     return Landed(landed.changes, landed.unchanged, quarantined, disputed)
 
 
+def with_months(connection: Connection, months: Collection[date], write: Callable[[], T]) -> T:
+    """Make the partitions of `months` where they are not there, and then `write`, which has a transaction of its own.
+
+    Raises
+    ------
+    StorageError
+        If a partition is there and does not belong to the table.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        ensure_months(connection, months)
+        try:
+            return write()
+        except errors.CheckViolation as problem:
+            # Of no constraint: there was no partition. One that was empty may have been dropped since we looked.
+            if problem.diag.constraint_name is not None:
+                raise
+            if tries == _TRIES:
+                raise StorageError(
+                    f"{problem.diag.message_primary}, though one of that name is there; attach it again"
+                ) from problem
+
+
 def ensure_months(connection: Connection, months: Iterable[date]) -> None:
     """Make the partitions of `months` where they are not there yet."""
-    _ensure_months(connection, set(months))
-
-
-def _ensure_months(connection: Connection, months: set[date]) -> None:
-    for month in sorted(months):
+    for month in sorted(set(months)):
         connection.execute("SELECT trading.ensure_month(%s)", (month,))
 
 

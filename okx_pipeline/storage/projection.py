@@ -7,7 +7,7 @@ projected; landing into it restores it first, under the same lock.
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import date
 from time import perf_counter
@@ -19,7 +19,8 @@ from pyarrow import csv
 
 from okx_pipeline.candles import VALUE_COLUMNS
 from okx_pipeline.storage.database import Connection, session_lock, snapshot
-from okx_pipeline.storage.landing import ensure_months
+from okx_pipeline.storage.gaps import lock_ledger
+from okx_pipeline.storage.landing import ensure_months, with_months
 from okx_pipeline.storage.parquet import (
     ARROW_SCHEMA,
     MOMENT,
@@ -32,6 +33,7 @@ from okx_pipeline.storage.parquet import (
     day_hashes,
     month_hash,
 )
+from okx_pipeline.storage.partitions import InUseError, leave_archived_out, lock_writers_out, series_in
 from okx_pipeline.timeframes import day_of, month_bounds
 
 log = logging.getLogger(__name__)
@@ -172,35 +174,38 @@ def restore_month(connection: Connection, store: ParquetStore, month: SeriesMont
             raise DamagedFileError(
                 f"{store.place(month)}: it does not hold the rows that were archived in it; bring it back from a backup"
             )
-        ensure_months(connection, [month.month])
-        with connection.transaction():
-            _copy_back(connection, month, table)
-            _set_state(connection, month, "live")
+
+        def write() -> None:
+            with connection.transaction():
+                _copy_back(connection, month, table)
+                # Whoever counts sees the rows and where they are as one.
+                lock_ledger(connection)
+                _set_state(connection, month, "live")
+
+        with_months(connection, [month.month], write)
         return int(table.num_rows)
 
 
 def archive_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> int:
-    """Drop a month's rows from PostgreSQL once its file is proven to hold them all; returns how many went.
+    """Delete a month's rows from PostgreSQL once its file is proven to hold them all; returns how many went.
 
     Raises
     ------
     DamagedFileError
         If the file does not hold exactly what PostgreSQL holds; nothing has changed.
+    InUseError
+        If the month is written to for seconds on end; nothing has changed.
     """
     with session_lock(connection, "parquet", *map(str, month)):
-        state, noted_hash = _noted(connection, month)
-        if state == "archived":
+        if _noted(connection, month)[0] == "archived":
             return 0
         proven = month_hash(day_hashes(store.read(month)))
         ensure_months(connection, [month.month])
         with connection.transaction():
-            # Writers of this month wait until we are done, and then find it archived.
-            partition = sql.Identifier("trading", f"candlesticks_{month.month:%Y_%m}")
-            connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(partition))
-            if not proven == noted_hash == month_hash(_held_hashes(connection, month)):
-                raise DamagedFileError(
-                    f"{store.place(month)}: it does not hold what PostgreSQL holds; project the month again"
-                )
+            # They wait until we are done, and then find it archived.
+            lock_writers_out(connection, month.month)
+            _check_held(connection, store, month, proven)
+            lock_ledger(connection)
             _set_state(connection, month, "archived")
             gone = connection.execute(
                 "DELETE FROM trading.candlesticks "
@@ -208,6 +213,50 @@ def archive_month(connection: Connection, store: ParquetStore, month: SeriesMont
                 (*month[:2], *month_bounds(month.month)),
             )
         return gone.rowcount
+
+
+def archive_whole(connection: Connection, store: ParquetStore, months: Collection[SeriesMonth]) -> int:
+    """Drop a month's partition once the files of all its series are proven to hold it; returns how many rows went.
+
+    Parameters
+    ----------
+    months
+        Every live series of one month that has rows.
+
+    Raises
+    ------
+    DamagedFileError
+        If a file does not hold exactly what PostgreSQL holds; nothing has changed.
+    InUseError
+        If candles are read or written all the time, or a series of the month is not named; nothing has changed.
+    """
+    [month] = {each.month for each in months}
+    proven, rows = {}, 0
+    for each in months:
+        table = store.read(each)
+        proven[each] = month_hash(day_hashes(table))
+        rows += table.num_rows
+    with connection.transaction():
+        lock_writers_out(connection, month)
+        if series_in(connection, month) - {each[:2] for each in months}:
+            raise InUseError(f"{month:%Y-%m} has rows of another series; it is left as it is for now")
+        for each, file_hash in proven.items():
+            _check_held(connection, store, each, file_hash)
+        for each in months:
+            _set_state(connection, each, "archived")
+        leave_archived_out(connection, month)
+    return rows
+
+
+def _check_held(connection: Connection, store: ParquetStore, month: SeriesMonth, file_hash: str) -> None:
+    """Raise unless the file, of which the hash was taken, holds what PostgreSQL does; the caller keeps writers out.
+
+    Nothing may wait to be projected: it could be on its way into the file.
+    """
+    noted_hash = _noted(connection, month)[1]
+    waits = _marks(connection, month)
+    if waits or not file_hash == noted_hash == month_hash(_held_hashes(connection, month)):
+        raise DamagedFileError(f"{store.place(month)}: it does not hold what PostgreSQL holds; project the month again")
 
 
 def _noted(connection: Connection, month: SeriesMonth) -> tuple[str, str | None]:
@@ -220,7 +269,10 @@ def _noted(connection: Connection, month: SeriesMonth) -> tuple[str, str | None]
 
 def _set_state(connection: Connection, month: SeriesMonth, state: str) -> None:
     connection.execute(
-        "UPDATE trading.candle_months SET state = %s WHERE symbol = %s AND timeframe = %s AND month = %s",
+        "UPDATE trading.candle_months SET state = new.state, "
+        "archived_at = CASE new.state WHEN 'archived' THEN clock_timestamp() ELSE archived_at END, "
+        "restored_at = CASE new.state WHEN 'live' THEN clock_timestamp() ELSE restored_at END "
+        "FROM (SELECT %s AS state) AS new WHERE symbol = %s AND timeframe = %s AND month = %s",
         (state, *month),
     )
 

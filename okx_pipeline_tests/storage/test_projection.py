@@ -475,7 +475,7 @@ def test_archiving_or_restoring_killed_halfway_has_not_begun(
         assert held(connection) == rows
         assert not archived(connection)
     assert archive_month(connection, files, MONTH) == 1_000
-    for function, after in (("ensure_months", True), ("_copy_back", True), ("_set_state", True)):
+    for function, after in (("with_months", False), ("_copy_back", True), ("_set_state", True)):
         killed(start(restore_and_die, database.url, files.root, function, after))
         assert held(connection) == []
         assert archived(connection)
