@@ -16,9 +16,15 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from okx_pipeline.candles import parse_symbols
 from okx_pipeline.errors import UsageError
-from okx_pipeline.timeframes import Timeframe, parse_timeframes
+from okx_pipeline.timeframes import Timeframe, parse_timeframe, parse_timeframes
 
 PREFIX: Final = "OKX_"
+
+SHORTEST_RETENTION_DAYS: Final = 30
+"""OKX was seen to revise candles days later, and each is read again up to 15 days after its month: that would bring the
+month back."""
+
+_RETENTION_UNITS: Final = {"d": 1, "y": 365}
 
 
 class Settings(BaseSettings):
@@ -40,6 +46,7 @@ class Settings(BaseSettings):
     timeframes: Annotated[tuple[Timeframe, ...], NoDecode] = parse_timeframes("5m,15m,1h,4h,1d")
     history_start: date = date(2026, 1, 1)
     partition_start: date = date(2020, 1, 1)
+    retention: Annotated[tuple[tuple[Timeframe, int], ...], NoDecode] = ()
     rest_url: str = "https://openapi.okx.com"
     ws_url: str = "wss://ws.okx.com/ws/v5/business"
     demo_trading: bool = False
@@ -72,6 +79,11 @@ class Settings(BaseSettings):
             if not value:
                 raise UsageError("no timeframe is named; write for example 5m,1h,1d")
         return value
+
+    @field_validator("retention", mode="before")
+    @classmethod
+    def _retention(cls, value: Any) -> Any:
+        return parse_retention(value) if isinstance(value, str) else value
 
     @field_validator("history_start", "partition_start", mode="after")
     @classmethod
@@ -176,6 +188,7 @@ class Settings(BaseSettings):
             "OKX_TIMEFRAMES": ",".join(timeframe.name for timeframe in self.timeframes),
             "OKX_HISTORY_START": self.history_start.isoformat(),
             "OKX_PARTITION_START": self.partition_start.isoformat(),
+            "OKX_RETENTION": ",".join(f"{timeframe}={days}d" for timeframe, days in self.retention),
             "OKX_REST_URL": self.rest_url,
             "OKX_WS_URL": self.ws_url,
             "OKX_DEMO_TRADING": str(self.demo_trading).lower(),
@@ -199,6 +212,28 @@ class Settings(BaseSettings):
         if self.dead_man_url is not None:
             own["OKX_DEAD_MAN_URL"] = self.dead_man_url.get_secret_value()
         return {**os.environ, **own}
+
+
+def parse_retention(text: str) -> tuple[tuple[Timeframe, int], ...]:
+    """How many days PostgreSQL keeps candles of each length, of ``1m=90d,5m=2y``; what is not named it keeps for ever.
+
+    Raises
+    ------
+    UsageError
+        For a part that cannot be read, a length named twice, or a time that is too short.
+    """
+    kept: dict[Timeframe, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, time = (piece.strip() for piece in part.partition("="))
+        if not re.fullmatch(r"[0-9]{1,5}[dy]", time):
+            raise UsageError(f"{part!r} cannot be read; write for example 1m=90d,5m=2y, in days or years")
+        timeframe, days = parse_timeframe(name), int(time[:-1]) * _RETENTION_UNITS[time[-1]]
+        if timeframe in kept:
+            raise UsageError(f"{timeframe} is named twice")
+        if days < SHORTEST_RETENTION_DAYS:
+            raise UsageError(f"{part!r} is too short; the least is {SHORTEST_RETENTION_DAYS}d, as OKX revises candles")
+        kept[timeframe] = days
+    return tuple(sorted(kept.items()))
 
 
 def read_settings(**overrides: Any) -> Settings:

@@ -44,6 +44,12 @@ def test_the_environment_stands_above_the_env_file(tmp_path: Path, monkeypatch: 
         ("OKX_HISTORY_START", "2999-01-01", "OKX_HISTORY_START: 2999-01-01 lies in the future"),
         ("OKX_HISTORY_START", "yesterday", "OKX_HISTORY_START: "),
         ("OKX_REST_URL", "openapi.okx.com", "OKX_REST_URL: 'openapi.okx.com' is not a URL"),
+        ("OKX_RETENTION", "1m", "OKX_RETENTION: '1m' cannot be read; write for example 1m=90d,5m=2y"),
+        ("OKX_RETENTION", "1m=90", "OKX_RETENTION: '1m=90' cannot be read"),
+        ("OKX_RETENTION", "1m=-90d", "OKX_RETENTION: '1m=-90d' cannot be read"),
+        ("OKX_RETENTION", "7m=90d", "OKX_RETENTION: unknown timeframe '7m'"),
+        ("OKX_RETENTION", "5m=90d,1m=1y,5m=2y", "OKX_RETENTION: 5m is named twice"),
+        ("OKX_RETENTION", "1m=29d", "OKX_RETENTION: '1m=29d' is too short; the least is 30d"),
         ("OKX_REST_RATE", "0", "OKX_REST_RATE: "),
         ("OKX_REST_RATE", "many", "OKX_REST_RATE: "),
         ("OKX_PARQUET_URL", "gs://bucket", "OKX_PARQUET_URL: 'gs://bucket' is neither a folder nor an s3:// URL"),
@@ -90,6 +96,12 @@ def test_alerts_may_go_by_http_where_a_setting_says_so(monkeypatch: pytest.Monke
     url = read_settings().alert_webhook_url
     assert url is not None
     assert url.get_secret_value() == "http://10.0.0.1:8080/hook"
+
+
+def test_retention_is_days_by_length_of_candle_and_for_ever_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings().retention == ()
+    monkeypatch.setenv("OKX_RETENTION", "1H=2y, 1m=90d,")
+    assert [(str(timeframe), days) for timeframe, days in read_settings().retention] == [("1m", 90), ("1h", 730)]
 
 
 def test_secrets_do_not_show_in_the_settings_text(monkeypatch: pytest.MonkeyPatch) -> None:
