@@ -259,7 +259,7 @@ def status(as_json: Json = False) -> None:
         if as_json:
             _print_json({"healthy": False, "problem": str(failure)})
         raise
-    problem = stream.problem or _overdue(held)
+    problem = stream.problem or _overdue(held) or _failing(store)
     if as_json:
         _print_json(
             {
@@ -293,6 +293,16 @@ def _overdue(held: "Ledger") -> str | None:
     )
 
 
+def _failing(store: "StoreOverview") -> str | None:
+    """What is wrong if the checks failed on a day of the last week that was judged."""
+    if store.quality is None or not store.quality.with_errors:
+        return None
+    return (
+        f"the checks fail on {store.quality.with_errors:,} series-days of the week to {store.quality.day}; "
+        "see: okx-pipeline validate"
+    )
+
+
 def _series_record(series: "SeriesOverview", held: "SeriesLedger | None") -> dict[str, Any]:
     known = {} if held is None else {**asdict(held), "in_gaps": held.in_gaps, "percent": held.percent}
     return {**asdict(series), **known}
@@ -306,6 +316,13 @@ def _print_status(
     _print(f"PostgreSQL {store.server_version} at {place}, {store.size_bytes / 1e6:,.0f} MB")
     _print(f"Parquet at {settings.parquet_root}")
     _print(f"{store.quarantined:,} rows in quarantine, {store.revisions:,} revisions")
+    if store.quality is None:
+        _print("nothing has been judged yet")
+    else:
+        _print(
+            "{series_days:,} series-days of the week to {day} judged: {with_errors:,} with errors, "
+            "{with_warnings:,} with warnings".format(**asdict(store.quality))
+        )
     if stream.sidecar is None:
         _print("no sidecar has streamed yet")
     else:

@@ -1,5 +1,6 @@
 """Serves the pages that the pipeline makes for people, on loopback: the Data Docs below /quality. Only files."""
 
+import socket
 from typing import Final
 
 import uvicorn
@@ -51,9 +52,10 @@ def serve(settings: Settings, port: int) -> None:
     UsageError
         If the port is taken.
     """
-    config = uvicorn.Config(application(settings), host=HOST, port=port, log_level="warning", access_log=False)
     try:
-        socket = config.bind_socket()
-    except SystemExit as problem:
-        raise UsageError(f"port {port} cannot be used; choose another with --port") from problem
-    uvicorn.Server(config).run(sockets=[socket])
+        bound = socket.create_server((HOST, port))
+    except OSError as problem:
+        raise UsageError(f"port {port} cannot be used ({problem.strerror}); choose another with --port") from problem
+    with bound:
+        config = uvicorn.Config(application(settings), log_level="warning", access_log=False)
+        uvicorn.Server(config).run(sockets=[bound])

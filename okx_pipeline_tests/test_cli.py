@@ -738,3 +738,52 @@ def test_the_status_is_not_healthy_when_candles_are_missing_for_more_than_a_day(
     assert (sick["healthy"], sick["problem"], sick["series"][0]["overdue"]) == (False, problem, 2)
     done(collected("gaps", "--repair"))
     assert figures(collected("status", "--json"))["healthy"] is True
+
+
+# Validation
+
+
+def test_a_clean_store_passes_and_the_report_is_where_it_says(collected: Program) -> None:
+    judged = figures(collected("validate", *DAYS, "--json"))
+    assert (judged["days"], judged["series_days"], judged["errors"]) == (2, 2, 0)
+    # Of every check, of both stores.
+    assert judged["verdicts"] == 2 * 7 * 2
+    assert Path(judged["report"]).is_file()
+    told = done(collected("validate", *DAYS))
+    assert told.stdout.splitlines()[-1].startswith("2 days of 2 series-days judged: 0 errors")
+    assert judged["report"] in told.stdout
+    assert figures(collected("status", "--json"))["quality"]["series_days"] == 2
+
+
+def test_a_row_no_market_can_have_fails_the_check_that_names_it_and_the_status(
+    collected: Program, database: Database
+) -> None:
+    with database.connect() as connection:
+        connection.execute("ALTER TABLE trading.candlesticks DROP CONSTRAINT candlesticks_range")
+        connection.execute(
+            "UPDATE trading.candlesticks SET high_price = low_price - 1 WHERE timestamp_ms = %s", (FIRST_MS,)
+        )
+    ended = collected("validate", *DAYS, "--json")
+    judged = document(ended, 1)
+    sane = [each for each in judged["failed"] if (each["check"], each["store"]) == ("ohlc_sanity", "postgres")]
+    assert [(each["symbol"], each["timeframe"], each["severity"]) for each in sane] == [(BTC, "1h", "critical")]
+    assert re.fullmatch(r"error: \d+ checks failed at the level of an error; see \S+index.html\n", ended.stderr)
+    told = collected("validate", *DAYS)
+    assert told.returncode == 1
+    assert f"{BTC} 1h: error in ohlc_sanity: " in told.stdout
+    unwell = collected("status")
+    assert unwell.returncode == 1
+    assert "the checks fail on 1 series-days of the week to" in unwell.stderr
+
+
+def test_where_nothing_was_landed_nothing_is_judged(program: Program) -> None:
+    assert figures(program("validate", "--json"))["verdicts"] == 0
+    assert "nothing has been judged yet" in done(program("status")).stdout
+
+
+def test_the_pages_are_served_on_loopback_and_a_taken_port_is_one_line(collected: Program) -> None:
+    done(collected("validate", *DAYS))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused(collected("pages", "--port", str(taken.getsockname()[1])), 2, "choose another with --port")

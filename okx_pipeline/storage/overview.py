@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final, LiteralString
 
 from okx_pipeline.storage.database import Connection, one
+from okx_pipeline.storage.quality_results import QualitySummary, summary
 from okx_pipeline.timeframes import DAY_MS, parse_timeframe, utc
 
 _SERIES: Final[LiteralString] = """
@@ -104,6 +105,7 @@ class StoreOverview:
     origin: str | None
     quarantined: int
     revisions: int
+    quality: QualitySummary | None
     series: list[SeriesOverview]
 
 
@@ -118,6 +120,7 @@ def overview(connection: Connection) -> StoreOverview:
         origin=origin[0] if origin else None,
         quarantined=int(one(connection, "SELECT count(*) FROM trading.candlesticks_quarantine")),
         revisions=int(one(connection, "SELECT count(*) FROM trading.candlestick_revisions")),
+        quality=summary(connection),
         series=series,
     )
 

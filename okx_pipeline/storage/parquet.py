@@ -135,7 +135,7 @@ class ParquetStore:
             If it cannot be opened: no permission, or the object store is out of reach.
         """
         try:
-            with self._opened(month) as source:
+            with self.opened(month) as source:
                 metadata = pq.read_metadata(source)
                 keys = metadata.metadata or {}
                 if not {MONTH_HASH_KEY, DAY_HASHES_KEY} <= keys.keys():
@@ -171,7 +171,7 @@ class ParquetStore:
         opens: list[int] = self._columns(month, _KEY_ALONE)[_KEY].to_pylist()
         return opens
 
-    def write(self, month: SeriesMonth, table: pa.Table, hashes: Mapping[date, str]) -> None:
+    def write(self, month: SeriesMonth, table: pa.Table, hashes: Mapping[date, str], *, for_good: bool = False) -> None:
         """Write `table` as the file of `month`, in place of the one that is there, durably.
 
         Parameters
@@ -182,6 +182,8 @@ class ParquetStore:
             Its rows in key order, as `ARROW_SCHEMA` has them.
         hashes
             The hash of every day that has rows.
+        for_good
+            Whether it will hardly be written again, so that some time is well spent on making it small.
 
         Raises
         ------
@@ -192,11 +194,11 @@ class ParquetStore:
         table = table.replace_schema_metadata({MONTH_HASH_KEY: month_hash(hashes).encode(), DAY_HASHES_KEY: by_day})
         try:
             if self._local is not None:
-                _write_beside_and_rename(self._local / month.path, table)
+                _write_beside_and_rename(self._local / month.path, table, for_good=for_good)
             else:
                 # Whole in memory first: a stream that failed halfway would be completed as it is when closed.
                 buffer = io.BytesIO()
-                _encode(table, buffer)
+                _encode(table, buffer, for_good=for_good)
                 with self._remote.open_output_stream(f"{self._prefix}/{month.path}") as sink:
                     sink.write(buffer.getvalue())
         except OSError as problem:
@@ -208,7 +210,7 @@ class ParquetStore:
     def _columns(self, month: SeriesMonth, schema: pa.Schema) -> pa.Table:
         """The columns of `schema`, of which the key has to be one."""
         try:
-            with self._opened(month) as source:
+            with self.opened(month) as source:
                 table = pq.ParquetFile(source, page_checksum_verification=True).read(schema.names).cast(schema)
         except FileNotFoundError as problem:
             raise DamagedFileError(f"{self.place(month)}: there is no such file") from problem
@@ -218,7 +220,18 @@ class ParquetStore:
         return table
 
     @contextmanager
-    def _opened(self, month: SeriesMonth) -> Iterator[Any]:
+    def opened(self, month: SeriesMonth) -> Iterator[Any]:
+        """The file of `month`, open to be read; a file of it that cannot be is told of as `read` tells of it.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        DamagedFileError
+            If what is read of it in the block is damaged.
+        StorageError
+            If it cannot be opened: no permission, or the object store is out of reach.
+        """
         try:
             if self._local is not None:
                 source: Any = (self._local / month.path).open("rb")
@@ -235,12 +248,12 @@ class ParquetStore:
                 raise DamagedFileError(f"{self.place(month)}: {_first_line(problem)}") from problem
 
 
-def _write_beside_and_rename(path: Path, table: pa.Table) -> None:
+def _write_beside_and_rename(path: Path, table: pa.Table, *, for_good: bool) -> None:
     unsynced = [path.parent, *_made(path.parent)]
     beside = path.with_name(_TEMPORARY)
     try:
         with beside.open("wb") as sink:
-            _encode(table, sink)
+            _encode(table, sink, for_good=for_good)
             sink.flush()
             os.fsync(sink.fileno())
         beside.replace(path)
@@ -263,7 +276,11 @@ def _made(folder: Path) -> list[Path]:
     return [each.parent for each in missing]
 
 
-def _encode(table: pa.Table, sink: Any) -> None:
+def _encode(table: pa.Table, sink: Any, *, for_good: bool) -> None:
+    # Of a month of minutes of BTC-USDT-SWAP: the times as differences take 1 kB instead of 72, all of it 13 % less
+    # space, in 60 ms instead of 15.
+    times = [field.name for field in table.schema if not pa.types.is_decimal(field.type) and field.name != "source"]
+    smaller = {"compression_level": 9, "column_encoding": dict.fromkeys(times, "DELTA_BINARY_PACKED")}
     pq.write_table(
         table,
         sink,
@@ -273,6 +290,7 @@ def _encode(table: pa.Table, sink: Any) -> None:
         write_page_checksum=True,
         sorting_columns=[pq.SortingColumn(0)],
         use_dictionary=["source"],
+        **(smaller if for_good else {}),
     )
 
 

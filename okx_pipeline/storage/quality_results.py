@@ -83,12 +83,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class QualitySummary:
-    """All verdicts at a glance: series-days judged, those with an error and those with a warning, and the last time."""
+    """The newest day judged, and of the week up to it the series-days: all, with an error, with a warning at worst."""
 
+    day: date
     series_days: int
     with_errors: int
     with_warnings: int
-    last_validated_at: datetime | None
+    validated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +126,19 @@ ORDER BY day, symbol, timeframe, check_name, store
 """
 
 _SUMMARY: Final[LiteralString] = """
-SELECT count(*), count(*) FILTER (WHERE error), count(*) FILTER (WHERE warned AND NOT error), max(validated_at)
-FROM (
+WITH newest AS (SELECT max(day) AS day FROM trading.quality_results)
+SELECT newest.day, count(*), count(*) FILTER (WHERE error), count(*) FILTER (WHERE warned AND NOT error),
+       max(validated_at)
+FROM newest
+CROSS JOIN LATERAL (
     SELECT bool_or(severity IS NOT DISTINCT FROM 'critical') AS error,
            bool_or(severity IS NOT DISTINCT FROM 'warning') AS warned, max(validated_at) AS validated_at
-    FROM trading.quality_results
-    GROUP BY symbol, timeframe, day
+    FROM trading.quality_results AS result
+    WHERE result.day > newest.day - 7 AND result.day <= newest.day
+    GROUP BY result.symbol, result.timeframe, result.day
 ) AS judged
+GROUP BY newest.day
 """
-
 
 _BY_DAY: Final[LiteralString] = """
 SELECT day, check_name, count(*), count(*) FILTER (WHERE warned AND NOT error), count(*) FILTER (WHERE error)
@@ -205,11 +210,10 @@ def latest(
     ]
 
 
-def summary(connection: Connection) -> QualitySummary:
-    """All verdicts at a glance."""
+def summary(connection: Connection) -> QualitySummary | None:
+    """How the last week that was judged fared; None if nothing ever was."""
     found = connection.execute(_SUMMARY).fetchone()
-    assert found is not None
-    return QualitySummary(*found)
+    return QualitySummary(*found) if found else None
 
 
 def newest_day(connection: Connection) -> date | None:

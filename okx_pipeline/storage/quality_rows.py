@@ -515,7 +515,7 @@ def _whole_file(files: ParquetStore, month: SeriesMonth) -> tuple[pa.Table, Flaw
     """The rows of a file in its own order, columns as in `CANDLES` without the series, and what is wrong with it."""
     flaws = Flaws()
     try:
-        with files._opened(month) as source:
+        with files.opened(month) as source:
             raw = pq.ParquetFile(source, page_checksum_verification=True).read()
     except FileNotFoundError:
         raw = ARROW_SCHEMA.empty_table()

@@ -104,13 +104,16 @@ def test_verdicts_are_found_by_symbol_timeframe_and_days(connection: Connection)
     assert latest(connection, start=DAY + timedelta(days=1)) == verdicts[4:]
 
 
-def test_the_summary_counts_series_days_by_the_worst_that_failed(connection: Connection) -> None:
-    assert summary(connection) == QualitySummary(0, 0, 0, None)
+def test_the_summary_counts_series_days_of_the_last_week_by_the_worst_that_failed(connection: Connection) -> None:
+    assert summary(connection) is None
     warning = replace(FAILED, severity=Severity.WARNING)
     record(connection, [PASSED, replace(warning, check="volumes"), replace(FAILED, check="market_moves")])
     record(connection, [replace(PASSED, timeframe="1h"), replace(warning, timeframe="1h", check="volumes")])
     record(connection, [replace(PASSED, timeframe="4h", validated_at=NOON + timedelta(hours=1))])
-    assert summary(connection) == QualitySummary(3, 1, 1, NOON + timedelta(hours=1))
+    assert summary(connection) == QualitySummary(PASSED.day, 3, 1, 1, NOON + timedelta(hours=1))
+    later = PASSED.day + timedelta(days=7)
+    record(connection, [replace(PASSED, day=later)])
+    assert summary(connection) == QualitySummary(later, 1, 0, 0, PASSED.validated_at)
 
 
 def test_links_to_pages_that_are_gone_are_taken_back(connection: Connection) -> None:
