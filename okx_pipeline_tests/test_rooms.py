@@ -25,6 +25,9 @@ BELOW: dict[str, set[str]] = {
     "alerts": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage"},
     "stream": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage", "history", "alerts"},
     "quality": {"errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage", "history"},
+    "maintenance": {
+        *("errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage", "history", "quality"),
+    },
     "replay": {"errors", "timeframes", "candles", "exchange"},
 }
 OKX_WORDS = re.compile(

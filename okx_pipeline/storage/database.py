@@ -246,6 +246,18 @@ def session_lock(connection: Connection, *parts: str) -> Iterator[None]:
             connection.execute("SELECT pg_advisory_unlock(%s)", (key,))
 
 
+@contextmanager
+def session_lock_if_free(connection: Connection, *parts: str) -> Iterator[bool]:
+    """Hold the session lock of `parts` as `session_lock` does, unless somebody has it; yields whether."""
+    key = lock_key(*parts)
+    free = bool(one(connection, "SELECT pg_try_advisory_lock(%s)", (key,)))
+    try:
+        yield free
+    finally:
+        if free and not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(%s)", (key,))
+
+
 def one(connection: Connection, query: Any, parameters: Any = None) -> Any:
     """The single value of a query that returns one row of one column."""
     row = connection.execute(query, parameters).fetchone()

@@ -158,7 +158,7 @@ class ParquetStore:
         StorageError
             If it cannot be opened: no permission, or the object store is out of reach.
         """
-        return self._columns(month, ARROW_SCHEMA)
+        return self.columns(month, ARROW_SCHEMA)
 
     def opens(self, month: SeriesMonth) -> list[int]:
         """The open times of a file's rows, ascending: that column alone is read, its pages' checksums verified.
@@ -168,7 +168,7 @@ class ParquetStore:
         DamagedFileError, StorageError
             As `read` does.
         """
-        opens: list[int] = self._columns(month, _KEY_ALONE)[_KEY].to_pylist()
+        opens: list[int] = self.columns(month, _KEY_ALONE)[_KEY].to_pylist()
         return opens
 
     def write(self, month: SeriesMonth, table: pa.Table, hashes: Mapping[date, str], *, for_good: bool = False) -> None:
@@ -207,8 +207,29 @@ class ParquetStore:
                 "mend that and run the same again"
             ) from problem
 
-    def _columns(self, month: SeriesMonth, schema: pa.Schema) -> pa.Table:
-        """The columns of `schema`, of which the key has to be one."""
+    def months(self, symbol: str, timeframe: str) -> list[SeriesMonth]:
+        """The months of a series that there are files of, ascending.
+
+        Raises
+        ------
+        StorageError
+            If the folder cannot be read or the object store is out of reach.
+        """
+        folder = f"{FOLDER}/timeframe={timeframe}/symbol={symbol}"
+        try:
+            if self._local is not None:
+                names = [path.parent.name for path in (self._local / folder).glob(f"month=*/{FILE}")]
+            else:
+                selector = fs.FileSelector(f"{self._prefix}/{folder}", allow_not_found=True, recursive=True)
+                found = self._remote.get_file_info(selector)
+                names = [info.path.split("/")[-2] for info in found if info.path.endswith(f"/{FILE}")]
+        except OSError as problem:
+            raise StorageError(f"cannot read {self.root.partition('?')[0]}: {_first_line(problem)}") from problem
+        firsts = sorted(date.fromisoformat(f"{name.removeprefix('month=')}-01") for name in names)
+        return [SeriesMonth(symbol, timeframe, first) for first in firsts]
+
+    def columns(self, month: SeriesMonth, schema: pa.Schema) -> pa.Table:
+        """The columns of `schema` alone, of which the key has to be one; else as `read`."""
         try:
             with self.opened(month) as source:
                 table = pq.ParquetFile(source, page_checksum_verification=True).read(schema.names).cast(schema)

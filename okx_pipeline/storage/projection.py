@@ -157,6 +157,34 @@ def project_month(connection: Connection, store: ParquetStore, month: SeriesMont
     return Projected(month, rows, written, damage) if rows else None
 
 
+def rebuild_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> bool:
+    """Write the file of a month that is whole anew, smaller, and read it back; returns whether that was done.
+
+    It is not where the month is archived, empty, or not projected yet.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be written, or does not read as it was written.
+    """
+    with session_lock(connection, "parquet", *map(str, month)):
+        with snapshot(connection):
+            state, noted_hash = _noted(connection, month)
+            held = _held_hashes(connection, month)
+            if state == "archived" or not held or _marks(connection, month) or month_hash(held) != noted_hash:
+                return False
+            table = _rows(connection, month)
+        store.write(month, table, held, for_good=True)
+        if day_hashes(store.read(month)) != held:
+            raise DamagedFileError(f"{store.place(month)}: it does not read as it was written; is the disk sound?")
+        connection.execute(
+            "UPDATE trading.candle_months SET rebuilt_hash = content_hash "
+            "WHERE symbol = %s AND timeframe = %s AND month = %s AND content_hash = %s",
+            (*month, noted_hash),
+        )
+        return True
+
+
 def restore_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> int:
     """Bring an archived month's rows back from its file into PostgreSQL; returns how many. A live one is left alone.
 

@@ -1,0 +1,1 @@
+"""Months looked after for years: partitions ahead, whole months settled, retention, pruning, backup."""

@@ -1,0 +1,280 @@
+"""The upkeep of months: partitions made ahead, whole months settled for good, expired ones archived.
+
+What is to be done is decided here, from the ledger, the settings and the exchange's clock; how it is done stands in the
+storage room. Every step is whole or not at all and is found again by the next run, so a run may be killed anywhere.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+from okx_pipeline.errors import AlreadyRunningError
+from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.database import session_lock_if_free, translated
+from okx_pipeline.storage.landing import ensure_months
+from okx_pipeline.storage.months import SeriesMonthState, partition_states, series_months
+from okx_pipeline.storage.parquet import DamagedFileError, SeriesMonth
+from okx_pipeline.storage.partitions import InUseError, leave_archived_out, partition_bytes, vacuum_month
+from okx_pipeline.storage.projection import archive_month, archive_whole, rebuild_month
+from okx_pipeline.timeframes import DAY_MS, Timeframe, month_bounds, month_of
+
+log = logging.getLogger(__name__)
+
+AHEAD: Final = 3
+"""Months after the current one that have a partition already."""
+
+SETTLED_AFTER_DAYS: Final = 45
+"""A whole month that is this old is settled though REST did not serve all of it or nobody judged it: nothing is read
+again by itself any more."""
+
+RESTORED_STAYS_DAYS: Final = 7
+"""What was brought back is left alone for so long."""
+
+Retention = Mapping[Timeframe, int]
+"""Days that PostgreSQL keeps candles of a length."""
+
+
+@dataclass(slots=True)
+class MonthPlan:
+    """What is to be done in a month.
+
+    Parameters
+    ----------
+    make
+        Whether it lacks a partition.
+    rebuild
+        Files to be rebuilt for good.
+    archive
+        Series whose rows are to leave PostgreSQL, and how many each.
+    whole
+        Whether nothing is left then, so that the partition goes.
+    leave_out
+        Whether the partition still has the space of rows that have left.
+    vacuum
+        Whether the partition is to be vacuumed and frozen.
+    kept
+        Series that have expired and stay, and why.
+    """
+
+    month: date
+    make: bool = False
+    rebuild: list[SeriesMonth] = field(default_factory=list)
+    archive: dict[SeriesMonth, int] = field(default_factory=dict)
+    whole: bool = False
+    leave_out: bool = False
+    vacuum: bool = False
+    kept: dict[SeriesMonth, str] = field(default_factory=dict)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.make or self.rebuild or self.archive or self.leave_out or self.vacuum)
+
+
+@dataclass(slots=True)
+class MonthDone:
+    """What was done in a month; `problems` are told, and tried again by the next run."""
+
+    month: date
+    made: bool = False
+    rebuilt: int = 0
+    archived: dict[SeriesMonth, int] = field(default_factory=dict)
+    dropped: bool = False
+    swapped: bool = False
+    vacuumed: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+class Upkeep:
+    """The upkeep of one store at one moment.
+
+    Parameters
+    ----------
+    retention
+        What is not named is kept for ever.
+    now_ms
+        The exchange's time.
+    """
+
+    def __init__(self, store: CandleStore, retention: Retention, now_ms: int) -> None:
+        self._store = store
+        self._connection = store.connection
+        self._days = {timeframe.name: days for timeframe, days in retention.items()}
+        self._now_ms = now_ms
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one who looks after the months while the block runs.
+
+        Raises
+        ------
+        AlreadyRunningError
+            If somebody else is at it.
+        """
+        with translated(self._store.place), session_lock_if_free(self._connection, "maintenance") as free:
+            if not free:
+                raise AlreadyRunningError("maintenance is under way already")
+            yield
+
+    def months(self) -> list[date]:
+        """Every month from the first candle to `AHEAD` months from now, ascending."""
+        held = {each.key.month for each in series_months(self._connection)}
+        current = month_of(self._now_ms)
+        last = current
+        for _ in range(AHEAD):
+            last = following(last)
+        found = [min({current, *held, *partition_bytes(self._connection)})]
+        while found[-1] < last:
+            found.append(following(found[-1]))
+        return found
+
+    def prepare(self) -> None:
+        """Bring the files and the ledger up to date, which decide what can be settled and what can go."""
+        self._store.project([])
+        self._store.account(self._now_ms)
+
+    def plan(self, months: Collection[date] | None = None) -> list[MonthPlan]:
+        """What is to be done in `months`, or in every month; those with nothing to do included."""
+        by_month: defaultdict[date, list[SeriesMonthState]] = defaultdict(list)
+        for state in series_months(self._connection):
+            by_month[state.key.month].append(state)
+        partitions, done = partition_bytes(self._connection), partition_states(self._connection)
+        plans = []
+        for month in self.months():
+            if months is not None and month not in months:
+                continue
+            states = by_month[month]
+            plan = MonthPlan(month)
+            self._plan_archiving(plan, states)
+            gone = bool(states) and all(state.archived for state in states)
+            plan.make = month not in partitions and not gone
+            plan.whole = plan.whole and month in partitions
+            settled = [state for state in states if not state.archived and self._is_settled(state)]
+            last_chance = [state for state in states if state.key in plan.archive and state not in settled]
+            plan.rebuild = [state.key for state in (*settled, *last_chance) if not state.rebuilt]
+            if month in partitions and month in done:
+                left = [state.archived_at for state in states if state.archived and state.archived_at]
+                swapped = done[month].swapped_at
+                plan.leave_out = bool(left) and (swapped is None or swapped < max(left))
+                live = [state for state in states if not state.archived]
+                changes = bool(plan.archive) or plan.leave_out
+                plan.vacuum = bool(live) and len(settled) == len(live) and (changes or not done[month].vacuumed)
+                plan.vacuum = plan.vacuum and not plan.whole
+            plans.append(plan)
+        return plans
+
+    def carry_out(self, plan: MonthPlan) -> MonthDone:
+        """Do what is planned for a month, or as much of it as can be done now.
+
+        Raises
+        ------
+        StorageError
+            If the database or the Parquet store is out of reach, or full.
+        """
+        done = MonthDone(plan.month)
+        with translated(self._store.place):
+            if plan.make:
+                ensure_months(self._connection, [plan.month])
+                done.made = True
+            for key in plan.rebuild:
+                done.rebuilt += rebuild_month(self._connection, self._store.files, key)
+            self._archive(plan, done)
+            # Whatever has happened meanwhile, by what is the case now.
+            if plan.archive or plan.leave_out:
+                self._leave_out(plan.month, done)
+            if plan.vacuum:
+                self._vacuum(plan.month, done)
+        return done
+
+    def _plan_archiving(self, plan: MonthPlan, states: Iterable[SeriesMonthState]) -> None:
+        live = [state for state in states if not state.archived]
+        for state in live:
+            if self._has_expired(state.key):
+                reason = self._why_kept(state)
+                if reason is None:
+                    plan.archive[state.key] = state.rows
+                else:
+                    plan.kept[state.key] = reason
+        plan.whole = bool(live) and len(plan.archive) == len(live)
+
+    def _has_expired(self, key: SeriesMonth) -> bool:
+        days = self._days.get(key.timeframe)
+        return days is not None and month_bounds(key.month)[1] + days * DAY_MS <= self._now_ms
+
+    def _why_kept(self, state: SeriesMonthState) -> str | None:
+        if state.missing:
+            return f"{state.missing:,} candles are missing; see: okx-pipeline gaps"
+        if not state.closed:
+            return "the ledger has not counted all of it"
+        if state.waiting:
+            return "landings wait to be projected"
+        if state.restored_at is not None:
+            until = state.restored_at + timedelta(days=RESTORED_STAYS_DAYS)
+            if datetime.now(tz=UTC) < until:
+                return f"it was brought back, and stays until {until:%Y-%m-%d}"
+        return None
+
+    def _is_settled(self, state: SeriesMonthState) -> bool:
+        """Whether nothing of the month is expected to change any more."""
+        if state.missing or not state.closed or state.waiting:
+            return False
+        return state.confirmed or month_bounds(state.key.month)[1] + SETTLED_AFTER_DAYS * DAY_MS <= self._now_ms
+
+    def _archive(self, plan: MonthPlan, done: MonthDone) -> None:
+        if plan.whole:
+            try:
+                archive_whole(self._connection, self._store.files, list(plan.archive))
+            except (DamagedFileError, InUseError) as problem:
+                # One by one, then: what is wrong with one is no matter of the others, and a DELETE disturbs no reader.
+                log.info("%s", problem)
+            else:
+                done.archived = dict(plan.archive)
+                done.dropped = True
+                return
+        for key in plan.archive:
+            try:
+                done.archived[key] = archive_month(self._connection, self._store.files, key)
+            except (DamagedFileError, InUseError) as problem:
+                done.problems.append(str(problem))
+
+    def _leave_out(self, month: date, done: MonthDone) -> None:
+        if month not in partition_bytes(self._connection):
+            return
+        try:
+            done.dropped = not leave_archived_out(self._connection, month)
+            done.swapped = not done.dropped
+        except InUseError as problem:
+            done.problems.append(str(problem))
+
+    def _vacuum(self, month: date, done: MonthDone) -> None:
+        state = partition_states(self._connection).get(month)
+        if state is None or month not in partition_bytes(self._connection):
+            return
+        done.vacuumed = vacuum_month(self._connection, month, state.fingerprint)
+
+
+def look_after_months(
+    store: CandleStore, retention: Retention, now_ms: int, months: Collection[date] | None = None
+) -> list[MonthDone]:
+    """Do what is to be done in `months`, or in every month; those with nothing to do are not returned.
+
+    Raises
+    ------
+    AlreadyRunningError
+        If somebody else is at it.
+    StorageError
+        If the database or the Parquet store is out of reach, or full. What was done stays done.
+    """
+    upkeep = Upkeep(store, retention, now_ms)
+    with upkeep.alone():
+        upkeep.prepare()
+        return [upkeep.carry_out(plan) for plan in upkeep.plan(months) if not plan.is_idle]
+
+
+def following(month: date) -> date:
+    """The month after `month`, by their first days."""
+    return (month + timedelta(days=32)).replace(day=1)
