@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 
@@ -226,6 +226,37 @@ def validate(
         _print_judged(document)
     if document["errors"]:
         raise PipelineError(f"{document['errors']:,} checks failed at the level of an error; see {document['report']}")
+
+
+@app.command()
+def export(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Ends in .csv, .parquet or .feather; - is CSV on stdout.")
+    ],
+    start: Start = None,
+    end: End = None,
+    symbols: Symbols = None,
+    timeframes: Timeframes = None,
+    store: Annotated[
+        Literal["parquet", "postgres"], typer.Option("--store", help="PostgreSQL has the last minutes, too.")
+    ] = "parquet",
+) -> None:
+    """Candles of a range as CSV, Parquet or Feather, exact; archived months included."""
+    from okx_pipeline.exporting import export as write
+    from okx_pipeline.timeframes import day_ms
+
+    settings = _settings()
+    first, last = _range(start, end)
+    series = _series(settings, _symbols(symbols), _timeframes(timeframes))
+    rows = write(
+        settings,
+        series,
+        file,
+        start_ms=None if first is None else day_ms(first),
+        end_ms=None if last is None else day_ms(last),
+        store=store,
+    )
+    _tell(f"{rows:,} candles of {len(series)} series")
 
 
 @app.command()
@@ -501,6 +532,24 @@ def _overview(settings: "Settings") -> "tuple[str, StoreOverview, Ledger, Stream
             raise PipelineError(f"the schema lacks {', '.join(pending)}; run: okx-pipeline migrate")
         stream = stream_health(connection)
         return database.place, overview(connection), ledger(connection, stream.now_ms), stream
+
+
+def _series(
+    settings: "Settings", symbols: Sequence[str], timeframes: "Sequence[Timeframe]"
+) -> "list[tuple[str, Timeframe]]":
+    """The series named, or where symbols or timeframes are not, the subscribed ones."""
+    if symbols and timeframes:
+        return [(symbol, timeframe) for symbol in symbols for timeframe in timeframes]
+    from okx_pipeline.storage.subscriptions import subscriptions as wanted
+
+    with _database(settings) as database, database.connect() as connection:
+        found = [(each.symbol, each.timeframe) for each in wanted(connection)]
+    found = [
+        each for each in found if (not symbols or each[0] in symbols) and (not timeframes or each[1] in timeframes)
+    ]
+    if not found:
+        raise UsageError("nothing of that is subscribed; name both --symbols and --timeframes")
+    return found
 
 
 def _judge(

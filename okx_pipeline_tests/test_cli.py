@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 from typer.main import get_command
 
@@ -774,6 +775,17 @@ def test_a_row_no_market_can_have_fails_the_check_that_names_it_and_the_status(
     unwell = collected("status")
     assert unwell.returncode == 1
     assert "the checks fail on 1 series-days of the week to" in unwell.stderr
+
+
+def test_candles_are_exported_to_a_file_or_to_stdout(collected: Program) -> None:
+    ended = done(collected("export", "-", *DAYS))
+    assert ended.stdout.count("\n") == 1 + ROWS
+    assert ended.stderr == f"{ROWS:,} candles of 1 series\n"
+    path = collected.home / "candles.parquet"
+    done(collected("export", str(path), *DAYS, "--store", "postgres"))
+    assert pq.read_metadata(path).num_rows == ROWS
+    refused(collected("export", "candles.xls"), 2, "names no format")
+    refused(collected("export", "-", "--symbols", "ETH-USDT"), 2, "nothing of that is subscribed")
 
 
 def test_where_nothing_was_landed_nothing_is_judged(program: Program) -> None:

@@ -57,7 +57,8 @@ def test_its_commands_and_queries_do_what_it_says(place: tuple[Path, dict[str, s
     assert any("new candles" in output for output in told)
     assert any("(24 rows)" in output for output in told), "a day of hours"
     assert any("ETH-USDT-SWAP" in output and "since 2026-06-01" in output for output in told)
-    pandas, duckdb = (run(place, [sys.executable, "-c", block]) for block in PYTHON)
-    assert "2026-08-21" in pandas
+    loaded, pandas, duckdb = (run(place, [sys.executable, "-c", block]) for block in PYTHON)
+    assert "2026-08-21" in loaded
+    assert loaded.splitlines()[1:22] == pandas.splitlines()[1:22]
     assert "BTC-USDT-SWAP" in duckdb
     assert "504" in duckdb, "three weeks of hours"

@@ -1,0 +1,157 @@
+"""Candles for analysis: the same rows from either store, exact or fast, as frame or table, and as files."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import feather
+from pyarrow import parquet as pq
+
+import okx_pipeline
+from okx_pipeline.candles import Candle, Source
+from okx_pipeline.errors import PipelineError, UsageError
+from okx_pipeline.exporting import export
+from okx_pipeline.loading import load_candles, moment_ms
+from okx_pipeline.settings import Settings, read_settings
+from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.database import Database
+from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.storage.projection import archive_month
+from okx_pipeline.timeframes import DAY_MS, HOUR_MS, day_ms, parse_timeframe
+
+SYMBOL = "BTC-USDT-SWAP"
+HOUR = parse_timeframe("1h")
+START_MS = day_ms(date(2026, 7, 30))
+OPENS = [START_MS + hour * HOUR_MS for hour in range(96)]
+SMALL = "0.000000012345678901"
+LARGE = "12345678901234567890.5"
+
+
+def candle(number: int) -> Candle:
+    price = f"{60_000 + number}.1"
+    return Candle(SYMBOL, "1h", OPENS[number], price, "70000", SMALL, price, LARGE, "0", f"{number}.25")
+
+
+@pytest.fixture
+def settings(database: Database, tmp_path: Path) -> Settings:
+    """A store of four days across the end of a month, the first month archived."""
+    made = read_settings(home=tmp_path / "home", database_url=database.url)
+    with CandleStore.opened(database, ParquetStore(made.parquet_root)) as store:
+        later = datetime.now(tz=UTC) + timedelta(minutes=1)
+        store.land([candle(number) for number in range(96)], source=Source.REST, requested_at=later)
+        store.project([])
+        archive_month(store.connection, store.files, SeriesMonth(SYMBOL, "1h", date(2026, 7, 1)))
+    return made
+
+
+@pytest.mark.parametrize("store", ["parquet", "postgres"])
+@pytest.mark.parametrize(
+    ("start", "end", "rows"),
+    [
+        (None, None, slice(0, 96)),
+        ("2026-07-31", "2026-08-02", slice(24, 72)),
+        ("2026-07-31T22:30Z", datetime(2026, 8, 1, 2, tzinfo=UTC), slice(47, 50)),
+        (START_MS, START_MS, slice(0, 0)),
+        (date(2026, 9, 1), None, slice(0, 0)),
+    ],
+)
+def test_a_range_is_the_same_exact_rows_from_either_store(
+    settings: Settings, store: str, start: object, end: object, rows: slice
+) -> None:
+    table = load_candles(SYMBOL, "1H", start, end, store=store, kind="arrow", settings=settings)  # type: ignore[call-overload]
+    assert table["timestamp_ms"].to_pylist() == OPENS[rows]
+    wanted = [candle(number) for number in range(96)][rows]
+    for name, place in (("open", 3), ("low", 5), ("volume", 7), ("volume_quote", 9)):
+        assert table[name].to_pylist() == [Decimal(row[place]) for row in wanted]
+
+
+def test_a_frame_is_indexed_by_open_time_in_utc(settings: Settings) -> None:
+    frame = load_candles(SYMBOL, "1h", settings=settings)
+    assert list(frame.columns) == ["open", "high", "low", "close", "volume", "volume_currency", "volume_quote"]
+    assert frame.index.name == "open_time"
+    assert frame.index[0] == pd.Timestamp("2026-07-30", tz="UTC")
+    assert frame["volume"].iloc[0] == Decimal(LARGE)
+
+
+def test_floats_are_floats_and_resample(settings: Settings) -> None:
+    frame = load_candles(SYMBOL, "1h", numbers="float", settings=settings)
+    assert {str(kind) for kind in frame.dtypes} == {"float64"}
+    assert frame["close"].resample("1D").last().tolist() == [60_023.1, 60_047.1, 60_071.1, 60_095.1]
+
+
+def test_the_package_offers_it_by_name_and_imports_nothing_for_it() -> None:
+    assert okx_pipeline.load_candles is load_candles
+    code = "import sys, okx_pipeline; print(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"pandas", "pyarrow", "psycopg", "pydantic"}.intersection(loaded)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("btc", "1h"), "not an OKX symbol"),
+        ((SYMBOL, "1D"), "Hong Kong"),
+        ((SYMBOL, "1h", "yesterday"), "start 'yesterday' is no moment"),
+        ((SYMBOL, "1h", None, "2026-08-01T00:00"), "has no time zone"),
+        ((SYMBOL, "1h", "2026-08-02", "2026-08-01"), "is not before end"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(settings: Settings, arguments: tuple[object, ...], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_candles(*arguments, settings=settings)  # type: ignore[call-overload]
+
+
+def test_a_moment_is_exact_to_the_millisecond() -> None:
+    assert moment_ms("start", "2026-08-01T00:00:00.123+02:00") == day_ms(date(2026, 8, 1)) - 2 * HOUR_MS + 123
+    assert moment_ms("start", date(1970, 1, 2)) == DAY_MS
+
+
+Export = Callable[[str], int]
+
+
+@pytest.fixture
+def exported(settings: Settings) -> Export:
+    def to(path: str) -> int:
+        series = [(SYMBOL, HOUR), ("ETH-USDT-SWAP", HOUR)]
+        return export(settings, series, path, start_ms=OPENS[40], end_ms=OPENS[60], store="parquet")
+
+    return to
+
+
+def test_a_file_of_any_kind_holds_the_range_exactly(exported: Export, tmp_path: Path) -> None:
+    for ending in ("csv", "parquet", "feather"):
+        assert exported(str(tmp_path / f"candles.{ending}")) == 20
+    lines = (tmp_path / "candles.csv").read_text().splitlines()
+    assert lines[0] == (
+        "symbol,timeframe,timestamp_ms,open_time,open,high,low,close,volume,volume_currency,volume_quote"
+    )
+    assert lines[1] == (
+        f"{SYMBOL},1h,{OPENS[40]},2026-07-31 16:00:00.000,60040.1,70000,{SMALL},60040.1,{LARGE},0,40.25"
+    )
+    tables = [pq.read_table(tmp_path / "candles.parquet"), feather.read_table(tmp_path / "candles.feather")]
+    for table in tables:
+        assert table["symbol"].to_pylist() == [SYMBOL] * 20
+        assert table["low"].to_pylist() == [Decimal(SMALL)] * 20
+        assert isinstance(table.schema.field("open_time").type, pa.TimestampType)
+
+
+def test_csv_may_go_to_stdout(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written))
+    assert exported("-") == 20
+    assert written.getvalue().count(b"\n") == 21
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_beside(exported: Export, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="names no format"):
+        exported(str(tmp_path / "candles.xlsx"))
+    with pytest.raises(PipelineError, match="cannot write"):
+        exported(str(tmp_path / "nowhere" / "candles.csv"))
+    assert not list(tmp_path.glob("candles*"))
