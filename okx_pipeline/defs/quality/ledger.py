@@ -7,6 +7,7 @@ from typing import Final
 
 import dagster as dg
 
+from okx_pipeline.defs.dead_runs import end_dead_runs
 from okx_pipeline.defs.history.candles import DAYS_A_RUN, ONLY_UNREAD
 from okx_pipeline.defs.history.schedules import candles_job
 from okx_pipeline.defs.partitions import key_of, symbols
@@ -57,6 +58,8 @@ TAGS: Final = {Kind.HISTORY: {ONLY_UNREAD: "true"}, Kind.VERDICT: {ONLY_CHANGED:
 )
 def ledger_work(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.SensorResult | dg.SkipReason:
     """What is left is read from the ledger; a run that was killed or cancelled is simply requested again."""
+    for run_id in end_dead_runs(context.instance):
+        context.log.warning(f"the worker of run {run_id} is gone; the run is cancelled")
     known = set(context.instance.get_dynamic_partitions(str(symbols.name)))
     with pipeline.database() as database, database.connect() as connection:
         now_ms = stream_health(connection).now_ms
