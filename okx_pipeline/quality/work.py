@@ -44,7 +44,15 @@ class Work:
     last: date
 
 
-def work_left(connection: Connection, symbols: Sequence[str], now_ms: int, most_days: int) -> list[Work]:
+def work_left(
+    connection: Connection,
+    symbols: Sequence[str],
+    now_ms: int,
+    most_days: int,
+    *,
+    first: date = date.min,
+    today: date = date.max,
+) -> list[Work]:
     """The newest work of each kind that `symbols` need, at most `most_days` in a row each.
 
     Of a series that is subscribed no more, or never was, nothing is done: no run would read it.
@@ -53,6 +61,8 @@ def work_left(connection: Connection, symbols: Sequence[str], now_ms: int, most_
     ----------
     now_ms
         The exchange's time.
+    first, today
+        Days for which there can be runs: from `first` on, and before `today`; gaps may be mended today, too.
     """
     wanted = {(each.symbol, each.timeframe.name) for each in subscriptions(connection)}
     life_of = lives(connection)
@@ -77,8 +87,9 @@ def work_left(connection: Connection, symbols: Sequence[str], now_ms: int, most_
         days[Kind.VERDICT, key.symbol].add(key.day)
     work = []
     for (kind, symbol), found in sorted(days.items()):
-        first, last = newest_run(found, most_days)
-        work.append(Work(kind, symbol, first, last))
+        possible = {day for day in found if first <= day and (day < today or (day == today and kind is Kind.REPAIR))}
+        if possible:
+            work.append(Work(kind, symbol, *newest_run(possible, most_days)))
     return work
 
 

@@ -99,6 +99,15 @@ def test_unread_history_is_requested_newest_first_until_the_ledger_lacks_nothing
     assert kinds(tick()) == {"verdict"}
 
 
+def test_days_without_a_partition_are_not_requested(
+    tick: Tick, subscribed: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OKX_PARTITION_START", str(subscribed - timedelta(days=5)))
+    assert list(map(days_of, tick())) == [("history", str(subscribed - timedelta(days=5)), str(subscribed))]
+    monkeypatch.setenv("OKX_PARTITION_START", str(subscribed + timedelta(days=1)))
+    assert tick() == []
+
+
 def test_what_okx_did_not_serve_is_requested_as_repair_and_no_more_as_history(
     tick: Tick, subscribed: date, connection: Connection, files: ParquetStore
 ) -> None:

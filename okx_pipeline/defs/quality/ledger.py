@@ -67,7 +67,9 @@ def ledger_work(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.S
             return dg.SkipReason("the exchange's time is not known before the sidecar streams")
         wanted = sorted({each.symbol for each in subscriptions(connection)} & known)
         chosen = _next(wanted, context.cursor)
-        work = work_left(connection, chosen, now_ms, DAYS_A_RUN)
+        # Partitions go by this machine's days.
+        days = {"first": pipeline.settings().partition_start, "today": datetime.now(tz=UTC).date()}
+        work = work_left(connection, chosen, now_ms, DAYS_A_RUN, **days)
         judged_at = last_judged_at(connection)
     requests = [_request(context.instance, each) for each in work if each.kind is not Kind.VERDICT]
     requests.append(_request_verdict(context.instance, [each for each in work if each.kind is Kind.VERDICT]))
