@@ -9,8 +9,8 @@ from typing import Final
 from okx_pipeline.alerts.outbound import UndeliveredError
 from okx_pipeline.alerts.sinks import Sink
 from okx_pipeline.errors import PipelineError
-from okx_pipeline.storage.alerts import claim_sink, next_message, note_delivered, note_undelivered
-from okx_pipeline.storage.database import Database, DatabaseError
+from okx_pipeline.storage.alerts import claimed_sink, next_message, note_delivered, note_undelivered
+from okx_pipeline.storage.database import AsyncConnection, Database, DatabaseError
 
 MESSAGES_A_ROUND: Final = 20
 """Telegram takes 20 a minute in a group; further ones wait for the next round."""
@@ -45,24 +45,28 @@ async def deliver(database: Database, sinks: Sequence[Sink]) -> list[Delivered]:
 
 async def _round(database: Database, sink: Sink) -> Delivered:
     done = Delivered(sink.name)
-    deadline = monotonic() + ROUND_S
     try:
-        async with await database.connect_async() as connection:
-            if not await claim_sink(connection, sink.name):
+        async with await database.connect_async() as connection, claimed_sink(connection, sink.name) as mine:
+            if mine:
+                await _tell(connection, sink, done)
+            else:
                 done.problem = "somebody else is telling it"
-                return done
-            while done.messages < MESSAGES_A_ROUND and monotonic() < deadline:
-                message = await next_message(connection, sink.name)
-                if message is None:
-                    break
-                try:
-                    await sink.send(message)
-                except UndeliveredError as problem:
-                    done.problem = str(problem)
-                    await note_undelivered(connection, sink.name, message, str(problem))
-                    break
-                await note_delivered(connection, sink.name, message)
-                done.messages += 1
     except (PipelineError, DatabaseError) as problem:
         done.problem = str(problem).partition("\n")[0]
     return done
+
+
+async def _tell(connection: AsyncConnection, sink: Sink, done: Delivered) -> None:
+    deadline = monotonic() + ROUND_S
+    while done.messages < MESSAGES_A_ROUND and monotonic() < deadline:
+        message = await next_message(connection, sink.name)
+        if message is None:
+            return
+        try:
+            await sink.send(message)
+        except UndeliveredError as problem:
+            done.problem = str(problem)
+            await note_undelivered(connection, sink.name, message, str(problem))
+            return
+        await note_delivered(connection, sink.name, message)
+        done.messages += 1

@@ -4,8 +4,8 @@ What an incident is, and how a sink is told, stand in the alerts room; the rows 
 `alert_sources`.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, LiteralString
@@ -178,11 +178,18 @@ def forget_old(connection: Connection) -> None:
     )
 
 
-async def claim_sink(connection: AsyncConnection, sink: str) -> bool:
-    """Be the only one to tell a sink, for as long as the connection lives; False if somebody else does."""
-    found = await connection.execute("SELECT pg_try_advisory_lock(%s)", (lock_key("alert sink", sink),))
-    row = await found.fetchone()
-    return row is not None and bool(row[0])
+@asynccontextmanager
+async def claimed_sink(connection: AsyncConnection, sink: str) -> AsyncIterator[bool]:
+    """Be the only one to tell a sink while the block runs; gives False if somebody else is. A dead one lets go."""
+    key = (lock_key("alert sink", sink),)
+    row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", key)).fetchone()
+    assert row is not None
+    try:
+        yield row[0]
+    finally:
+        # Not left to the end of the session, which the server may notice after the next round has begun.
+        if row[0] and not connection.broken:
+            await connection.execute("SELECT pg_advisory_unlock(%s)", key)
 
 
 async def next_message(connection: AsyncConnection, sink: str) -> Message | None:

