@@ -6,8 +6,6 @@ Not here: candles and their months. How long a thing is kept is decided elsewher
 from collections.abc import Sequence
 from typing import Any, Final, LiteralString
 
-from psycopg import errors
-
 from okx_pipeline.storage.database import DAGSTER_SCHEMA, Connection, one
 from okx_pipeline.storage.gaps import lock_ledger
 
@@ -55,6 +53,14 @@ WITH old AS (
 SELECT count(*), max(id) FROM gone
 """
 
+_MAY_REMOVE_EVENTS: Final[LiteralString] = """
+SELECT EXISTS (
+    SELECT FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE nspname = %s AND relname = 'event_logs'
+      AND has_schema_privilege(nspname, 'USAGE') AND has_table_privilege(pg_class.oid, 'DELETE')
+)
+"""
+
 EVENTS_KEPT: Final = (
     *("ASSET_MATERIALIZATION", "ASSET_MATERIALIZATION_PLANNED", "ASSET_FAILED_TO_MATERIALIZE", "ASSET_OBSERVATION"),
     *("ASSET_CHECK_EVALUATION", "ASSET_CHECK_EVALUATION_PLANNED", "ASSET_HEALTH_CHANGED", "ASSET_WIPED"),
@@ -95,14 +101,11 @@ def prune_dagster_events(connection: Connection, keep_days: int) -> int | None:
     int or None
         None where Dagster keeps its events elsewhere, or the user may not remove them.
     """
-    if one(connection, "SELECT to_regclass(%s) IS NULL", (f"{DAGSTER_SCHEMA}.event_logs",)):
+    if not one(connection, _MAY_REMOVE_EVENTS, (DAGSTER_SCHEMA,)):
         return None
     gone, last = 0, 0
     while True:
-        try:
-            found = connection.execute(_EVENTS, (last, keep_days, list(EVENTS_KEPT), PIECE)).fetchone()
-        except errors.InsufficientPrivilege:
-            return None
+        found = connection.execute(_EVENTS, (last, keep_days, list(EVENTS_KEPT), PIECE)).fetchone()
         assert found is not None
         removed, newest = int(found[0]), found[1]
         gone += removed

@@ -130,7 +130,7 @@ def test_dagster_shows_the_same_partitions_checks_and_runs_when_its_old_events_a
         runs = instance.get_run_records()
         return [
             sorted(instance.get_materialized_partitions(candles.key)),
-            [(record.partition_key, record.asset_materialization.metadata) for record in records],
+            [(record.partition_key, record.event_log_entry.asset_materialization) for record in records],
             [(run.dagster_run.run_id, run.dagster_run.status, run.start_time, run.end_time) for run in runs],
             instance.event_log_storage.get_asset_check_execution_history(next(iter(are_fine.check_keys)), limit=10),
             instance.event_log_storage.get_latest_asset_partition_materialization_attempts_without_materializations(

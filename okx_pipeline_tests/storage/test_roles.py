@@ -1,0 +1,214 @@
+"""The roles, with real logins: who may look, who may land, who may maintain, and what nobody of them may."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from okx_pipeline.candles import Candle, Refused, Source
+from okx_pipeline.errors import UsageError
+from okx_pipeline.maintenance.housekeeping import keep_house
+from okx_pipeline.maintenance.upkeep import look_after_months
+from okx_pipeline.settings import read_settings
+from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.database import Connection, Database, one
+from okx_pipeline.storage.migrations import known_migrations, migrate
+from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.stream_status import Heartbeat, SidecarLock, beat, save_offsets
+from okx_pipeline.storage.subscriptions import subscribe
+from okx_pipeline.timeframes import HOUR_MS, day_ms, month_bounds, parse_timeframe
+from okx_pipeline_tests.storage.password_server import PasswordServer, password_server
+
+BTC = "BTC-USDT-SWAP"
+HOUR = parse_timeframe("1h")
+JUNE = date(2026, 6, 1)
+START_MS, END_MS = month_bounds(JUNE)
+NOW_MS = day_ms(date(2026, 12, 1))
+
+LOGINS = {"anna": "okx_reader", "otto": "okx_writer", "mia": "okx_maintainer"}
+
+
+def candle(open_ms: int, close: str = "10") -> Candle:
+    return Candle(BTC, "1h", open_ms, "10", "11", "9", close, "5", "0.05", "500")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PasswordServer]:
+    """A server on which an owner who is no superuser has migrated, and a person is a member of each role."""
+    with password_server(tmp_path_factory.mktemp("guarded")) as server:
+        with psycopg.connect(server.url(), autocommit=True) as administrator:
+            administrator.execute("CREATE ROLE holder LOGIN CREATEROLE PASSWORD 'holder'")
+            administrator.execute("CREATE DATABASE okx OWNER holder")
+        migrate(Database(server.url("holder", "holder", "okx")))
+        with psycopg.connect(server.url(), autocommit=True) as administrator:
+            for login, role in LOGINS.items():
+                administrator.execute(f"CREATE ROLE {login} LOGIN PASSWORD '{login}' IN ROLE {role}")
+            administrator.execute("CREATE ROLE bob LOGIN PASSWORD 'bob' IN ROLE okx_writer, okx_maintainer")
+            administrator.execute("ALTER ROLE okx_reader LOGIN PASSWORD 'okx_reader'")
+        yield server
+
+
+Login = Callable[[str], Database]
+
+
+@pytest.fixture
+def login(guarded: PasswordServer) -> Login:
+    return lambda name: Database(guarded.url(name, name, "okx"))
+
+
+@pytest.fixture
+def written(login: Login, tmp_path: Path) -> ParquetStore:
+    """A month that the writer has landed and projected."""
+    files = ParquetStore(str(tmp_path / "parquet"))
+    with login("holder").connect() as connection:
+        for table in ("candlesticks", "candle_months", "landing_marks", "coverage", "month_partitions"):
+            connection.execute(f"DELETE FROM trading.{table}")
+    with CandleStore.opened(login("otto"), files) as store:
+        subscribe(store.connection, [BTC], [HOUR], START_MS)
+        store.connection.execute("UPDATE trading.subscriptions SET until_ms = %s", (END_MS,))
+        store.land([candle(open_ms) for open_ms in HOUR.opens(START_MS, END_MS)], source=Source.REST)
+        store.project([])
+    return files
+
+
+def denied(connection: Connection, statement: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(statement)
+
+
+EVERYBODYS = [
+    "TRUNCATE trading.candlesticks",
+    "TRUNCATE trading.candlesticks_2026_06",
+    "DROP TABLE trading.candlesticks",
+    "DROP TABLE trading.candlesticks_2026_06",
+    "DROP SCHEMA trading CASCADE",
+    "ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2026_06",
+    "ALTER TABLE trading.candlesticks DISABLE TRIGGER keep_revision",
+    "CREATE TABLE trading.mine (number int)",
+    "CREATE TABLE public.mine (number int)",
+    "UPDATE trading.candlestick_revisions SET source = 'rest'",
+    "DELETE FROM trading.candlestick_revisions",
+    "DELETE FROM trading.candlesticks_quarantine",
+    "DELETE FROM trading._yoyo_migration",
+    "COPY trading.candlesticks TO PROGRAM 'cat'",
+    "SELECT pg_read_file('postgresql.conf')",
+    "SELECT trading.grant_roles()",
+    "CREATE ROLE more",
+    "GRANT okx_maintainer TO anna",
+]
+WRITING = [
+    "INSERT INTO trading.subscriptions (symbol, timeframe, since_ms) VALUES ('A-B', '1h', 0)",
+    "UPDATE trading.candlesticks SET close_price = close_price",
+    "UPDATE trading.candlesticks_2026_06 SET close_price = close_price",
+    "SELECT trading.ensure_month('2030-01-01')",
+]
+DELETING = [
+    "DELETE FROM trading.candlesticks",
+    "DELETE FROM trading.candlesticks_2026_06",
+    "DELETE FROM trading.candle_months",
+    "DELETE FROM trading.instruments",
+    "SELECT trading.build_month('2026-06-01')",
+    "SELECT trading.swap_month('2026-06-01')",
+]
+
+
+def test_a_reader_looks_and_nothing_else(written: ParquetStore, login: Login) -> None:
+    with login("anna").connect() as connection:
+        for relation in ("candlesticks", "candlesticks_2026_06", "candles", "coverage", "candle_gaps"):
+            one(connection, f"SELECT count(*) FROM trading.{relation}")
+        assert one(connection, "SELECT trading.content_hash(%s, '1h', %s, %s)", (BTC, START_MS, END_MS))
+        for statement in (*EVERYBODYS, *WRITING, *DELETING):
+            denied(connection, statement)
+
+
+def test_the_readers_own_login_is_read_only_and_bounded_in_time(written: ParquetStore, login: Login) -> None:
+    with login("okx_reader").connect() as connection:
+        assert one(connection, "SHOW default_transaction_read_only") == "on"
+        assert one(connection, "SHOW statement_timeout") == "5min"
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            connection.execute("CREATE TEMPORARY TABLE mine (number int)")
+
+
+def test_a_writer_lands_and_accounts_and_deletes_no_candle(written: ParquetStore, login: Login) -> None:
+    with CandleStore.opened(login("otto"), written) as store:
+        at = datetime.now(tz=UTC) + timedelta(minutes=1)
+        refused = Refused(BTC, "1h", START_MS, "a price is zero", "[]")
+        landed = store.land([candle(START_MS, "10.5")], [refused], source=Source.REST, requested_at=at)
+        assert (landed.corrected, landed.quarantined) == (1, 1)
+        store.land([candle(END_MS + 40 * 24 * HOUR_MS)], source=Source.WEBSOCKET)
+        store.project([])
+        store.account(NOW_MS)
+        beat(store.connection, Heartbeat("here", "starting"))
+        save_offsets(store.connection, {(BTC, "1h"): START_MS})
+        with SidecarLock(login("otto")) as lock:
+            assert lock.take()
+        for statement in (*EVERYBODYS, *DELETING):
+            denied(store.connection, statement)
+
+
+def test_a_maintainer_archives_and_houses_and_cannot_grant(
+    written: ParquetStore, login: Login, tmp_path: Path, guarded: PasswordServer
+) -> None:
+    with CandleStore.opened(login("mia"), written) as store:
+        rows = one(store.connection, "SELECT count(*) FROM trading.candlesticks")
+        [settled] = [done for done in look_after_months(store, {}, NOW_MS) if done.rebuilt]
+        assert settled.vacuumed, "MAINTAIN is granted with version 17 and later"
+        done = {each.month: each for each in look_after_months(store, {HOUR: 60}, NOW_MS)}
+        assert done[JUNE].dropped
+        assert sum(done[JUNE].archived.values()) == rows
+        settings = read_settings(home=tmp_path / "home", database_url=guarded.url("mia", "mia", "okx"))
+        keep_house(settings, login("mia"), datetime.now(tz=UTC))
+        store.connection.execute("SELECT trading.ensure_month(%s)", (JUNE,))
+        for statement in EVERYBODYS:
+            denied(store.connection, statement)
+        # Without the right to grant, PostgreSQL warns and grants nothing.
+        for privilege in ("SELECT", "INSERT", "DELETE"):
+            store.connection.execute(f"GRANT {privilege} ON trading.candlesticks TO PUBLIC")
+            stranger = "SELECT has_table_privilege('public', 'trading.candlesticks', %s)"
+            assert not one(store.connection, stranger, (privilege,))
+
+
+def test_one_login_that_writes_and_maintains_runs_everything_without_owning_it(
+    written: ParquetStore, login: Login
+) -> None:
+    assert migrate(login("bob")) == []
+    with CandleStore.opened(login("bob"), written) as store:
+        assert look_after_months(store, {HOUR: 60}, NOW_MS)
+        at = datetime.now(tz=UTC) + timedelta(minutes=1)
+        assert store.land([candle(START_MS, "10.5")], source=Source.REST, requested_at=at).corrected == 1
+        assert one(store.connection, "SELECT count(*) FROM trading.candlesticks") == 30 * 24
+        owner = "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname LIKE 'candlesticks_2026%%'"
+        assert store.connection.execute(owner).fetchall() == [("holder",)]
+
+
+def test_whoever_may_not_make_roles_migrates_all_the_same_and_grants_them_when_they_are_there(
+    guarded: PasswordServer,
+) -> None:
+    with psycopg.connect(guarded.url(), autocommit=True) as administrator:
+        administrator.execute("CREATE ROLE tenant LOGIN PASSWORD 'tenant'")
+        administrator.execute("CREATE DATABASE tenants OWNER tenant")
+        names = ("okx_reader", "okx_writer", "okx_maintainer")
+        for name in names:
+            administrator.execute(f"ALTER ROLE {name} RENAME TO {name}_away")
+        tenants = Database(guarded.url("tenant", "tenant", "tenants"))
+        try:
+            assert migrate(tenants) == known_migrations()
+            with tenants.connect() as connection:
+                assert one(connection, "SELECT trading.grant_roles()") == []
+        finally:
+            for name in names:
+                administrator.execute(f"ALTER ROLE {name}_away RENAME TO {name}")
+        with tenants.connect() as connection:
+            assert one(connection, "SELECT trading.grant_roles()") == list(names)
+        with Database(guarded.url("anna", "anna", "tenants")).connect() as connection:
+            assert one(connection, "SELECT count(*) FROM trading.candlesticks") == 0
+
+
+def test_what_a_role_may_not_do_is_told_in_a_line(written: ParquetStore, login: Login) -> None:
+    with (
+        CandleStore.opened(login("anna"), written) as store,
+        pytest.raises(UsageError, match="does not allow it: permission denied"),
+    ):
+        store.land([candle(START_MS)], source=Source.REST)
