@@ -45,9 +45,12 @@ types: install ## mypy, strict
 bench: install ## benchmarks: ratios against a named limit
 	@$(BIN)/python -m benchmarks
 
-lock: ## requirements.lock from pyproject.toml
+COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header
+
+lock: ## requirements.lock from pyproject.toml, and the part of it that a deployment needs
 	@test -x $(BIN)/uv || { python3 -m venv .venv && $(BIN)/python -m pip install --quiet "uv==$(UV_VERSION)"; }
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
+	@$(COMPILE) --extra dev --extra build --output-file requirements.lock pyproject.toml
+	@$(COMPILE) --extra build --constraint requirements.lock --output-file deploy/requirements.lock pyproject.toml
 
 clean: ## remove the virtual environment (never the data in OKX_HOME)
 	@rm -rf .venv build dist
