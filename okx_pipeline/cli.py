@@ -260,11 +260,17 @@ def export(
 
 
 @app.command()
-def pages(port: Port = 3001) -> None:
-    """Serve the pages of the data-quality checks on loopback, until SIGINT or SIGTERM; `up` does it, too."""
+def pages(
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 3001,
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Address to listen on; nobody who asks is asked who they are."),
+    ] = "127.0.0.1",
+) -> None:
+    """Serve the pages of the data-quality checks until SIGINT or SIGTERM; `up` does it, too."""
     from okx_pipeline.pages import serve
 
-    serve(_settings(), port)
+    serve(_settings(), port, host)
 
 
 @app.command()
@@ -502,11 +508,10 @@ def psql(context: typer.Context) -> None:
     from okx_pipeline.storage.embedded import EmbeddedPostgres
 
     settings = _settings()
-    program = shutil.which("psql")
-    if settings.database_url is None:
-        program = str(EmbeddedPostgres(settings.root).bin / "psql")
+    # The server's own, or where somebody else runs it, this machine's before the one that the embedded server brings.
+    program = None if settings.database_url is None else shutil.which("psql")
     if program is None:
-        raise UsageError("there is no psql on the PATH")
+        program = str(EmbeddedPostgres(settings.root).bin / "psql")
     with _database(settings, migrated=False) as database:
         with database.connect() as connection:
             password = connection.info.password

@@ -1,7 +1,8 @@
-"""Serves the pages that the pipeline makes for people, on loopback: the Data Docs below /quality. Only files."""
+"""Serves the pages that the pipeline makes for people: Data Docs below /quality, daily reports below /reports."""
 
 import socket
 from typing import Final
+from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,7 +22,10 @@ _NOTHING_YET: Final = "<!doctype html><title>OKX candles</title><p>Nothing has b
 
 
 def application(settings: Settings) -> Starlette:
-    """The pages of a home as an ASGI application; read-only, and only for who asks for it by a name of this machine."""
+    """The pages of a home as an ASGI application; read-only, and only for who asks for it by a name that is known.
+
+    Those are the names of this machine's loopback, and the one in OKX_PAGES_URL.
+    """
     quality = settings.quality_folder / "site"
 
     async def home(request: Request) -> Response:
@@ -37,25 +41,37 @@ def application(settings: Settings) -> Starlette:
             Route("/", home),
             # Made when the first day is judged.
             Mount("/quality", StaticFiles(directory=quality, html=True, check_dir=False)),
+            Mount("/reports", StaticFiles(directory=settings.reports_folder, html=True, check_dir=False)),
         ],
         # A page of another site may have its name lead here.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=_known_names(settings))],
         exception_handlers={404: missing, HTTPException: missing},
     )
 
 
-def serve(settings: Settings, port: int) -> None:
-    """Serve the pages on 127.0.0.1 until SIGINT or SIGTERM.
+def _known_names(settings: Settings) -> list[str]:
+    public = urlsplit(settings.pages_url).hostname
+    return [HOST, "localhost", *([public] if public else [])]
+
+
+def serve(settings: Settings, port: int, host: str = HOST) -> None:
+    """Serve the pages until SIGINT or SIGTERM.
+
+    Parameters
+    ----------
+    host
+        The address to listen on. Nobody is asked who they are: beyond loopback something else has to keep others out.
 
     Raises
     ------
     UsageError
-        If the port is taken.
+        If the port is taken, or the address is not this machine's.
     """
     try:
-        bound = socket.create_server((HOST, port))
+        bound = socket.create_server((host, port))
     except OSError as problem:
-        raise UsageError(f"port {port} cannot be used ({problem.strerror}); choose another with --port") from problem
+        where = "choose another with --port" if host == HOST else f"is {host} an address of this machine?"
+        raise UsageError(f"port {port} cannot be used ({problem.strerror}); {where}") from problem
     with bound:
         config = uvicorn.Config(application(settings), log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[bound])

@@ -243,6 +243,10 @@ def test_a_database_out_of_reach_is_one_line(program: Program) -> None:
         assert SENTINEL not in ended.stderr
 
 
+def test_a_database_of_ones_own_needs_no_terminal_of_ones_own(program: Program) -> None:
+    assert done(program("psql", "-At", "-c", "select 1", PATH="/nowhere")).stdout == "1\n"
+
+
 def test_a_database_that_is_not_there_is_one_line(program: Program, database: Database) -> None:
     ended = program("status", OKX_DATABASE_URL=named(database.url, "no_such_database"))
     refused(ended, 2, 'database "no_such_database" does not exist; check OKX_DATABASE_URL')

@@ -1,0 +1,89 @@
+"""The pages, asked for over a socket: who is served, under which name, on which address."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+OTHER_LOOPBACK = "127.0.0.2"
+"""Linux answers on all of 127.0.0.0/8; elsewhere it is no address of the machine."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def served(home: Path, *arguments: str, **settings: str) -> Iterator[int]:
+    """`okx-pipeline pages` in `home`; yields its port once it listens."""
+    port = free_port()
+    command = [sys.executable, "-P", "-m", "okx_pipeline", "pages", "--port", str(port), *arguments]
+    environment = {"PATH": os.environ["PATH"], "OKX_HOME": str(home), **settings}
+    host = arguments[arguments.index("--host") + 1] if "--host" in arguments else "127.0.0.1"
+    with subprocess.Popen(command, cwd=home, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not listens(host, port):
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                assert time.monotonic() < deadline
+            yield port
+        finally:
+            process.terminate()
+
+
+def listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.1)
+        return probe.connect_ex((host, port)) == 0
+
+
+def asked(port: int, path: str = "/", name: str = "127.0.0.1", host: str = "127.0.0.1") -> httpx.Response:
+    return httpx.get(f"http://{host}:{port}{path}", headers={"Host": f"{name}:{port}"}, trust_env=False)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with a page."""
+    site = tmp_path / "quality" / "site"
+    site.mkdir(parents=True)
+    (site / "index.html").write_text("the page")
+    (tmp_path / "secret").write_text("not a page")
+    return tmp_path
+
+
+def test_only_pages_are_served_and_only_under_names_that_are_known(home: Path) -> None:
+    with served(home, OKX_PAGES_URL="https://candles.example.com") as port:
+        assert asked(port).headers["location"] == "/quality/index.html"
+        for name in ("127.0.0.1", "localhost", "candles.example.com"):
+            assert asked(port, "/quality/index.html", name).text == "the page"
+        assert asked(port, "/quality/index.html", "elsewhere.example.com").status_code == 400
+        for path in ("/secret", "/quality/../../secret", "/quality/%2e%2e/%2e%2e/secret"):
+            assert asked(port, path).status_code == 404
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of Linux's loopback alone")
+def test_it_listens_on_the_address_that_is_asked_for_and_on_no_other(home: Path) -> None:
+    with served(home, "--host", OTHER_LOOPBACK) as port:
+        assert asked(port, "/quality/index.html", host=OTHER_LOOPBACK).text == "the page"
+        assert not listens("127.0.0.1", port)
+    with served(home) as port:
+        assert not listens(OTHER_LOOPBACK, port)
+
+
+def test_an_address_of_another_machine_is_one_line(home: Path) -> None:
+    command = [sys.executable, "-P", "-m", "okx_pipeline", "pages", "--port", "0", "--host", "192.0.2.1"]
+    environment = {"PATH": os.environ["PATH"], "OKX_HOME": str(home)}
+    ended = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: port 0 cannot be used")
+    assert "is 192.0.2.1 an address of this machine?" in ended.stderr
+    assert ended.stderr.count("\n") == 1
