@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +39,42 @@ def test_an_installed_wheel_migrates_and_finds_its_files_far_from_the_repository
     assert told[2] == "# True"
 
 
-def test_every_locked_package_has_hashes_and_no_index_is_named() -> None:
-    lock = (REPOSITORY / "requirements.lock").read_text()
+@pytest.mark.parametrize("name", ["requirements.lock", "deploy/requirements.lock"])
+def test_every_locked_package_has_hashes_and_no_index_is_named(name: str) -> None:
+    lock = (REPOSITORY / name).read_text()
     assert not re.search(r"https?://|--(extra-)?index-url|--find-links", lock)
-    for requirement in re.findall(r"^[a-z0-9._-]+==.*?(?=^[a-z]|\Z)", lock, re.MULTILINE | re.DOTALL):
-        assert "--hash=sha256:" in requirement, requirement.splitlines()[0]
+    for requirement, hashes in locked(name).items():
+        assert hashes, requirement
 
 
 def test_the_lock_holds_every_dependency_that_is_asked_for() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    asked = project["dependencies"] + project["optional-dependencies"]["dev"]
-    names = {re.split(r"[\[<>=~! ]", requirement)[0].lower() for requirement in asked}
-    locked = set(re.findall(r"^([a-z0-9._-]+)==", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE))
-    assert names <= locked
+    extras = PROJECT["optional-dependencies"]
+    assert names(PROJECT["dependencies"] + extras["dev"] + extras["build"]) <= pinned("requirements.lock").keys()
+
+
+def test_a_deployment_installs_the_same_packages_without_the_tests() -> None:
+    deployed, known = pinned("deploy/requirements.lock"), pinned("requirements.lock")
+    extras = PROJECT["optional-dependencies"]
+    assert names(PROJECT["dependencies"] + extras["build"]) <= deployed.keys()
+    assert not {"ccxt", "moto", "playwright", "pytest"} & deployed.keys()
+    assert deployed.items() <= known.items()
+    everything = locked("requirements.lock")
+    assert all(everything[pin] == hashes for pin, hashes in locked("deploy/requirements.lock").items())
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=~! ]", requirement)[0].lower() for requirement in requirements}
+
+
+def locked(name: str) -> dict[str, set[str]]:
+    """The hashes of every pin in a lock."""
+    blocks = re.findall(r"^([a-z0-9._-]+==\S+)(.*?)(?=^[a-z]|\Z)", (REPOSITORY / name).read_text(), re.M | re.S)
+    return {pin: set(re.findall(r"--hash=sha256:(\w+)", block)) for pin, block in blocks}
+
+
+def pinned(name: str) -> dict[str, str]:
+    """The version of every package in a lock."""
+    return dict(tuple(pin.split("==")) for pin in locked(name))
 
 
 def test_dagster_names_the_location_as_the_workspace_does() -> None:
