@@ -12,6 +12,8 @@ from okx_pipeline.defs.history.schedules import (
     instruments_job,
     subscribed_symbols,
 )
+from okx_pipeline.defs.maintenance.housekeeping import housekeeping, housekeeping_daily, housekeeping_job
+from okx_pipeline.defs.maintenance.months import partitions, partitions_daily, partitions_job
 from okx_pipeline.defs.quality.candle_gaps import candle_gaps
 from okx_pipeline.defs.quality.candle_quality import candle_checks, candle_quality
 from okx_pipeline.defs.quality.data_docs import data_docs, quality_report
@@ -37,10 +39,21 @@ defs = dg.Definitions(
         candle_quality,
         data_docs,
         quality_report,
+        partitions,
+        housekeeping,
     ],
     asset_checks=[every_series_moves, candle_checks],
-    jobs=[instruments_job, candles_job, candle_gaps_job, reconciliation_job, candle_quality_job, pages_job],
-    schedules=[instruments_daily, candles_daily],
+    jobs=[
+        instruments_job,
+        candles_job,
+        candle_gaps_job,
+        reconciliation_job,
+        candle_quality_job,
+        pages_job,
+        partitions_job,
+        housekeeping_job,
+    ],
+    schedules=[instruments_daily, candles_daily, partitions_daily, housekeeping_daily],
     sensors=[subscribed_symbols, ledger_work, sidecar_landings, alerts],
     resources={"pipeline": Pipeline()},
     # Steps are few and wait for the network; a process for each would cost six seconds a run.

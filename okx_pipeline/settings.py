@@ -173,6 +173,11 @@ class Settings(BaseSettings):
         return self.root / "quality"
 
     @property
+    def reports_folder(self) -> Path:
+        """Where the daily reports lie."""
+        return self.root / "reports"
+
+    @property
     def origin(self) -> str:
         """Which market these prices come from: `market`, `demo` or `replay`. A store holds one of them only."""
         if (urlsplit(self.rest_url).hostname or "") in {"127.0.0.1", "localhost", "::1"}:

@@ -28,6 +28,9 @@ BELOW: dict[str, set[str]] = {
     "maintenance": {
         *("errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage", "history", "quality"),
     },
+    "reports": {
+        *("errors", "timeframes", "ranges", "candles", "settings", "exchange", "storage", "history", "quality"),
+    },
     "replay": {"errors", "timeframes", "candles", "exchange"},
 }
 OKX_WORDS = re.compile(

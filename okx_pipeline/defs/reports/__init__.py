@@ -1,0 +1,1 @@
+"""The stage that tells people: a report a day."""
