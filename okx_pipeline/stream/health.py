@@ -1,13 +1,13 @@
 """Whether the stream is well: does the sidecar live, and does every subscribed series move. Health is the last durable
 row, not a live process."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from okx_pipeline.storage.activity import last_opens
 from okx_pipeline.storage.database import Connection
-from okx_pipeline.storage.overview import SeriesOverview, overview
 from okx_pipeline.storage.stream_status import SidecarStatus, sidecar_status
-from okx_pipeline.storage.subscriptions import subscriptions
 from okx_pipeline.timeframes import GRACE_MS, parse_timeframe
 
 DEAD_AFTER_S: Final = 20.0
@@ -79,24 +79,26 @@ def stream_health(connection: Connection) -> StreamHealth:
     sidecar = sidecar_status(connection)
     if sidecar is None or sidecar.exchange_ms is None:
         return StreamHealth(sidecar, None, [])
+    return judge(sidecar, last_opens(connection))
+
+
+def judge(sidecar: SidecarStatus, lasts: Mapping[tuple[str, str], int | None]) -> StreamHealth:
+    """How the stream is, the subscribed series holding candles up to those that open at `lasts`."""
+    assert sidecar.exchange_ms is not None
     now_ms = sidecar.exchange_ms + int(sidecar.age_s * 1000)
-    held = {(series.symbol, series.timeframe): series for series in overview(connection).series}
     silent = []
-    for wanted in subscriptions(connection):
-        series = held.get((wanted.symbol, wanted.timeframe.name))
-        late = _lateness_ms(wanted.timeframe.name, series, now_ms)
+    for (symbol, name), last_ms in lasts.items():
+        late = _lateness_ms(name, last_ms, now_ms)
         if late > 0:
-            refused = sidecar.refused.get(f"{wanted.symbol} {wanted.timeframe}")
-            last_ms = series.last_ms if series else None
-            silent.append(SilentSeries(wanted.symbol, wanted.timeframe.name, last_ms, late, refused))
-    return StreamHealth(sidecar, now_ms, sorted(silent, key=lambda each: -each.late_ms))
+            silent.append(SilentSeries(symbol, name, last_ms, late, sidecar.refused.get(f"{symbol} {name}")))
+    return StreamHealth(sidecar, now_ms, sorted(silent, key=lambda each: (-each.late_ms, each.symbol)))
 
 
-def _lateness_ms(name: str, series: SeriesOverview | None, now_ms: int) -> int:
+def _lateness_ms(name: str, last_ms: int | None, now_ms: int) -> int:
     """How long ago the first candle was due that is not held; 0 or less if none is."""
     timeframe = parse_timeframe(name)
-    if series is None or series.last_ms is None:
+    if last_ms is None:
         # Nothing held yet: late once a candle that opened today is due.
         first_ms = timeframe.first_open(now_ms - now_ms % 86_400_000)
         return now_ms - timeframe.close_of(first_ms) - 2 * GRACE_MS
-    return now_ms - timeframe.due_of(timeframe.close_of(series.last_ms))
+    return now_ms - timeframe.due_of(timeframe.close_of(last_ms))
