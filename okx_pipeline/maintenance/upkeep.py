@@ -4,6 +4,7 @@ What is to be done is decided here, from the ledger, the settings and the exchan
 storage room. Every step is whole or not at all and is found again by the next run, so a run may be killed anywhere.
 """
 
+import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,6 +14,8 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from okx_pipeline.errors import AlreadyRunningError
+from okx_pipeline.exchange.errors import RetryableError
+from okx_pipeline.history.backfill import Backfill
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import session_lock_if_free, translated
 from okx_pipeline.storage.landing import ensure_months
@@ -257,10 +260,28 @@ class Upkeep:
         done.vacuumed = vacuum_month(self._connection, month, state.fingerprint)
 
 
+@dataclass(frozen=True, slots=True)
+class LookedAfter:
+    """What was done, a month at a time where anything was, and what is left to be done now."""
+
+    done: list[MonthDone]
+    left: list[MonthPlan]
+
+    @property
+    def lacking(self) -> list[date]:
+        """Months that ought to have a partition and have none."""
+        return [plan.month for plan in self.left if plan.make]
+
+    @property
+    def kept(self) -> dict[SeriesMonth, str]:
+        """What has expired and stays in PostgreSQL, and why."""
+        return {key: reason for plan in self.left for key, reason in plan.kept.items()}
+
+
 def look_after_months(
     store: CandleStore, retention: Retention, now_ms: int, months: Collection[date] | None = None
-) -> list[MonthDone]:
-    """Do what is to be done in `months`, or in every month; those with nothing to do are not returned.
+) -> LookedAfter:
+    """Do what is to be done in `months`, or in every month.
 
     Raises
     ------
@@ -272,7 +293,23 @@ def look_after_months(
     upkeep = Upkeep(store, retention, now_ms)
     with upkeep.alone():
         upkeep.prepare()
-        return [upkeep.carry_out(plan) for plan in upkeep.plan(months) if not plan.is_idle]
+        done = [upkeep.carry_out(plan) for plan in upkeep.plan(months) if not plan.is_idle]
+        return LookedAfter(done, upkeep.plan())
+
+
+async def maintain(backfill: Backfill, months: Collection[date] | None = None) -> LookedAfter:
+    """`look_after_months` of a backfill's store, by the settings and the exchange's clock."""
+    retention = dict(backfill.settings.retention)
+    now_ms = await exchange_ms(backfill)
+    return await asyncio.to_thread(look_after_months, backfill.store, retention, now_ms, months)
+
+
+async def exchange_ms(backfill: Backfill) -> int:
+    """The exchange's time; the wall's where OKX cannot be asked and no sidecar ever could: months need no more."""
+    try:
+        return await backfill.known_ms()
+    except RetryableError:
+        return int(datetime.now(tz=UTC).timestamp() * 1000)
 
 
 def following(month: date) -> date:

@@ -6,6 +6,7 @@ from typing import Final, LiteralString
 
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.parquet import SeriesMonth
+from okx_pipeline.storage.partitions import partition_bytes
 
 _MONTHS: Final[LiteralString] = """
 WITH ledger AS (
@@ -36,6 +37,13 @@ _CARED_FOR: Final[LiteralString] = """
 SELECT known.month, trading.month_fingerprint(known.month), done.vacuumed_hash, done.swapped_at
 FROM (SELECT DISTINCT month FROM trading.candle_months) AS known
 LEFT JOIN trading.month_partitions AS done USING (month)
+"""
+
+_SUMMARIES: Final[LiteralString] = """
+SELECT month, count(*), coalesce(sum(rows) FILTER (WHERE state = 'live'), 0)::bigint,
+       coalesce(sum(rows) FILTER (WHERE state = 'archived'), 0)::bigint
+FROM trading.candle_months
+GROUP BY month
 """
 
 
@@ -108,3 +116,23 @@ def partition_states(connection: Connection) -> dict[date, PartitionState]:
         month: PartitionState(fingerprint, fingerprint == vacuumed_hash, swapped_at)
         for month, fingerprint, vacuumed_hash, swapped_at in connection.execute(_CARED_FOR)
     }
+
+
+@dataclass(frozen=True, slots=True)
+class MonthSummary:
+    """A month over all series: candles in PostgreSQL and in Parquet alone, and the size of its partition, if any."""
+
+    series: int
+    rows: int
+    archived_rows: int
+    bytes: int | None
+
+
+def month_summaries(connection: Connection) -> dict[date, MonthSummary]:
+    """Every month that has candles or a partition."""
+    sizes = partition_bytes(connection)
+    found = {
+        month: MonthSummary(series, rows, archived_rows, sizes.get(month))
+        for month, series, rows, archived_rows in connection.execute(_SUMMARIES)
+    }
+    return {month: MonthSummary(0, 0, 0, size) for month, size in sizes.items()} | found

@@ -128,7 +128,7 @@ def test_maintenance_streaming_and_backfill_at_once_lose_nothing_and_hold_nobody
     def maintain() -> None:
         retention = {HOUR: 60, DAY: 60} if did["maintenance"] % 2 else {HOUR: 60}
         with CandleStore.opened(database, files) as store:
-            for done in look_after_months(store, retention, stand.now_ms()):
+            for done in look_after_months(store, retention, stand.now_ms()).done:
                 did["archived"] += len(done.archived)
                 did["dropped"] += done.dropped
                 did["swapped"] += done.swapped

@@ -1,5 +1,6 @@
 """Months looked after: ahead by the clock, settled once, archived and brought back with nothing lost on the way."""
 
+from collections.abc import Collection
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from okx_pipeline.candles import Source
 from okx_pipeline.errors import AlreadyRunningError
 from okx_pipeline.maintenance import upkeep
-from okx_pipeline.maintenance.upkeep import Retention, Upkeep, following, look_after_months
+from okx_pipeline.maintenance.upkeep import MonthDone, Retention, Upkeep, following, look_after_months
 from okx_pipeline.quality.gaps import Expectations, Wanted, look
 from okx_pipeline.storage import partitions, projection
 from okx_pipeline.storage.candle_store import CandleStore
@@ -34,6 +35,12 @@ def months(first: date, number: int) -> list[date]:
     while len(found) < number:
         found.append(following(found[-1]))
     return found
+
+
+def look_after(
+    store: CandleStore, retention: Retention, now_ms: int, months: Collection[date] | None = None
+) -> list[MonthDone]:
+    return look_after_months(store, retention, now_ms, months).done
 
 
 def archived(connection: Connection) -> set[SeriesMonth]:
@@ -69,7 +76,7 @@ def test_no_landing_is_refused_over_a_year_boundary_a_leap_day_and_two_missed_mo
         landed += candles(HOUR, now_ms - DAY_MS, now_ms)
         store.land(landed[-24:], source=Source.WEBSOCKET)
         if day.month not in {4, 5}:
-            look_after_months(store, {}, now_ms)
+            look_after(store, {}, now_ms)
             assert set(months(month_of(now_ms), 4)) <= partition_bytes(store.connection).keys()
     assert sorted(partition_bytes(store.connection)) == months(date(2023, 12, 1), 12)
     assert store.opens(BTC, HOUR, day_ms(first), day_ms(last) + DAY_MS) == sorted(
@@ -85,15 +92,15 @@ def test_a_month_that_lacks_its_partition_between_the_first_candle_and_now_gets_
     upkeep = Upkeep(store, {}, now_ms)
     lacking = [plan.month for plan in upkeep.plan() if plan.make]
     assert lacking == months(date(2024, 2, 1), 7) + months(date(2024, 10, 1), 3)
-    done = look_after_months(store, {}, now_ms)
+    done = look_after(store, {}, now_ms)
     assert [each.month for each in done if each.made] == lacking
-    assert look_after_months(store, {}, now_ms) == []
+    assert look_after(store, {}, now_ms) == []
 
 
 def test_a_month_that_was_archived_whole_is_not_given_a_partition_again(year: CandleStore) -> None:
-    look_after_months(year, EVERYTHING, LATER_MS)
+    look_after(year, EVERYTHING, LATER_MS)
     assert min(partition_bytes(year.connection)) == date(2024, 1, 1)
-    assert not any(done.made for done in look_after_months(year, EVERYTHING, LATER_MS))
+    assert not any(done.made for done in look_after(year, EVERYTHING, LATER_MS))
 
 
 def test_only_one_looks_after_the_months_at_a_time(store: CandleStore, database: Database) -> None:
@@ -102,8 +109,8 @@ def test_only_one_looks_after_the_months_at_a_time(store: CandleStore, database:
         Upkeep(other, {}, NOW_MS).alone(),
         pytest.raises(AlreadyRunningError),
     ):
-        look_after_months(store, {}, NOW_MS)
-    look_after_months(store, {}, NOW_MS)
+        look_after(store, {}, NOW_MS)
+    look_after(store, {}, NOW_MS)
 
 
 # Behind
@@ -119,26 +126,26 @@ def settle(store: CandleStore) -> None:
 
 def test_a_whole_month_is_rebuilt_and_vacuumed_once_and_again_when_it_was_corrected(year: CandleStore) -> None:
     now_ms = day_ms(date(2024, 1, 9))
-    first = {done.month: done for done in look_after_months(year, {}, now_ms)}
+    first = {done.month: done for done in look_after(year, {}, now_ms)}
     november, december = date(2023, 11, 1), date(2023, 12, 1)
     # Of the last two months nobody knows yet whether they will change.
     assert first[date(2023, 10, 1)].vacuumed
     assert first[date(2023, 10, 1)].rebuilt == len(TIMEFRAMES)
     assert {november, december}.isdisjoint(first)
     settle(year)
-    second = {done.month: done for done in look_after_months(year, {}, now_ms)}
+    second = {done.month: done for done in look_after(year, {}, now_ms)}
     assert {month: (done.rebuilt, done.vacuumed) for month, done in second.items()} == {
         november: (len(TIMEFRAMES), True),
         december: (len(TIMEFRAMES), True),
     }
-    assert look_after_months(year, {}, now_ms) == []
+    assert look_after(year, {}, now_ms) == []
     before = everything(year)
     at = one(year.connection, "SELECT clock_timestamp()")
     corrected = [each._replace(close_price="11.5") for each in candles(HOUR, *month_bounds(november))[:1]]
     year.land(corrected, source=Source.REST, requested_at=at)
-    assert look_after_months(year, {}, now_ms) == [], "the day is to be judged again first"
+    assert look_after(year, {}, now_ms) == [], "the day is to be judged again first"
     settle(year)
-    [again] = look_after_months(year, {}, now_ms)
+    [again] = look_after(year, {}, now_ms)
     assert (again.month, again.rebuilt, again.vacuumed) == (november, 1, True)
     assert len(everything(year)) == len(before)
 
@@ -146,7 +153,7 @@ def test_a_whole_month_is_rebuilt_and_vacuumed_once_and_again_when_it_was_correc
 def test_a_file_rebuilt_for_good_holds_the_same_and_takes_less(year: CandleStore) -> None:
     month = SeriesMonth(BTC, "1h", date(2023, 5, 1))
     before, size = year.files.read(month), Path(year.files.place(month)).stat().st_size
-    look_after_months(year, {}, NOW_MS, [month.month])
+    look_after(year, {}, NOW_MS, [month.month])
     assert year.files.read(month) == before
     assert Path(year.files.place(month)).stat().st_size < size
 
@@ -158,7 +165,7 @@ def test_a_month_that_misses_candles_is_neither_settled_nor_archived_and_says_wh
     year.connection.execute(
         "UPDATE trading.landing_marks SET revision = revision + 1 WHERE timeframe = '1h' AND day = %s", (month,)
     )
-    done = {each.month: each for each in look_after_months(year, HOURS_ONLY, LATER_MS)}
+    done = {each.month: each for each in look_after(year, HOURS_ONLY, LATER_MS)}
     assert SeriesMonth(BTC, "1h", month) not in archived(year.connection)
     assert not done[month].vacuumed
     assert len(archived(year.connection)) == 11
@@ -173,7 +180,7 @@ def test_a_month_that_misses_candles_is_neither_settled_nor_archived_and_says_wh
 @pytest.mark.parametrize("retention", [HOURS_ONLY, EVERYTHING], ids=["one timeframe", "all"])
 def test_archiving_a_year_by_month_changes_nothing_that_anybody_sees(year: CandleStore, retention: Retention) -> None:
     before, rows = everything(year), one(year.connection, "SELECT count(*) FROM trading.candlesticks")
-    done = look_after_months(year, retention, LATER_MS)
+    done = look_after(year, retention, LATER_MS)
     left = {timeframe for timeframe in TIMEFRAMES if timeframe not in retention}
     gone = sum(sum(each.archived.values()) for each in done)
     assert gone == sum(len(list(each.opens(*YEAR))) for each in retention)
@@ -181,7 +188,7 @@ def test_archiving_a_year_by_month_changes_nothing_that_anybody_sees(year: Candl
     assert all(each.dropped != bool(left) for each in done if each.archived)
     assert everything(year) == before
     assert [problem for each in done for problem in each.problems] == []
-    assert look_after_months(year, retention, LATER_MS) == []
+    assert look_after(year, retention, LATER_MS) == []
     # Counted anew from the files, it is the same.
     year.connection.execute("UPDATE trading.landing_marks SET counted = 0")
     year.account(NOW_MS)
@@ -198,20 +205,20 @@ def test_a_month_goes_when_its_last_candle_is_older_than_its_retention_and_not_b
 
 
 def test_what_was_brought_back_stays_for_a_week(year: CandleStore) -> None:
-    look_after_months(year, EVERYTHING, LATER_MS)
+    look_after(year, EVERYTHING, LATER_MS)
     key = SeriesMonth(BTC, "1h", date(2023, 6, 1))
     assert restore_month(year.connection, year.files, key) == 30 * 24
-    look_after_months(year, EVERYTHING, LATER_MS)
+    look_after(year, EVERYTHING, LATER_MS)
     assert key not in archived(year.connection)
     assert "brought back" in Upkeep(year, EVERYTHING, LATER_MS).plan([key.month])[0].kept[key]
     year.connection.execute("UPDATE trading.candle_months SET restored_at = restored_at - interval '7 days'")
-    [done] = [each for each in look_after_months(year, EVERYTHING, LATER_MS) if each.archived]
+    [done] = [each for each in look_after(year, EVERYTHING, LATER_MS) if each.archived]
     assert done.archived == {key: 30 * 24}
     assert done.dropped
 
 
 def test_a_correction_of_an_archived_candle_brings_its_month_back_and_reaches_the_file(year: CandleStore) -> None:
-    look_after_months(year, EVERYTHING, LATER_MS)
+    look_after(year, EVERYTHING, LATER_MS)
     before = everything(year)
     [late] = candles(HOUR, YEAR[0], YEAR[0] + HOUR_MS)
     at = one(year.connection, "SELECT clock_timestamp()")
@@ -221,7 +228,7 @@ def test_a_correction_of_an_archived_candle_brings_its_month_back_and_reaches_th
     assert str(year.files.read(SeriesMonth(BTC, "1h", date(2023, 1, 1)))["close_price"][0].as_py()).startswith("11.5")
     assert everything(year)[:8] == before[:8]
     year.connection.execute("UPDATE trading.candle_months SET restored_at = restored_at - interval '7 days'")
-    [done] = [each for each in look_after_months(year, EVERYTHING, LATER_MS) if each.archived]
+    [done] = [each for each in look_after(year, EVERYTHING, LATER_MS) if each.archived]
     assert done.dropped
     year.connection.execute("UPDATE trading.landing_marks SET counted = 0")
     year.account(NOW_MS)
@@ -235,7 +242,7 @@ def maintain_and_die(url: str, root: str, owner: str, function: str, call: int, 
     owners = {"partitions": partitions, "projection": projection, "upkeep": upkeep, "files": ParquetStore}
     Doom(owners[owner], function, call=call, after=after)
     with CandleStore.opened(Database(url), ParquetStore(root)) as store:
-        look_after_months(store, {**EVERYTHING, parse_timeframe("1d"): 365 * 9}, LATER_MS)
+        look_after(store, {**EVERYTHING, parse_timeframe("1d"): 365 * 9}, LATER_MS)
 
 
 POINTS = [
@@ -255,7 +262,7 @@ def test_a_run_killed_anywhere_loses_nothing_and_the_next_one_finishes(year: Can
         print(owner, function, call)
         killed(start(maintain_and_die, database.url, year.files.root, owner, function, call, number % 2 == 1))
         assert everything(year) == before
-    look_after_months(year, {**EVERYTHING, parse_timeframe("1d"): 365 * 9}, LATER_MS)
+    look_after(year, {**EVERYTHING, parse_timeframe("1d"): 365 * 9}, LATER_MS)
     assert everything(year) == before
     assert len(archived(year.connection)) == 12 * (len(TIMEFRAMES) - 1)
     assert {row[0] for row in year.connection.execute("SELECT DISTINCT timeframe FROM trading.candlesticks")} == {"1d"}
@@ -268,12 +275,12 @@ def test_while_somebody_reads_on_and_on_rows_still_leave_and_their_space_follows
     before, january = everything(year), date(2023, 1, 1)
     with database.connect() as reader, reader.transaction():
         one(reader, "SELECT count(*) FROM trading.candlesticks")
-        [done] = look_after_months(year, EVERYTHING, LATER_MS, [january])
+        [done] = look_after(year, EVERYTHING, LATER_MS, [january])
         assert len(done.archived) == len(TIMEFRAMES)
         assert not done.dropped
         assert "read or written all the time" in done.problems[0]
         assert january in partition_bytes(year.connection)
-    [done] = look_after_months(year, EVERYTHING, LATER_MS, [january])
+    [done] = look_after(year, EVERYTHING, LATER_MS, [january])
     assert done.dropped
     assert january not in partition_bytes(year.connection)
     assert everything(year) == before

@@ -153,9 +153,9 @@ def test_a_maintainer_archives_and_houses_and_cannot_grant(
 ) -> None:
     with CandleStore.opened(login("mia"), written) as store:
         rows = one(store.connection, "SELECT count(*) FROM trading.candlesticks")
-        [settled] = [done for done in look_after_months(store, {}, NOW_MS) if done.rebuilt]
+        [settled] = [done for done in look_after_months(store, {}, NOW_MS).done if done.rebuilt]
         assert settled.vacuumed, "MAINTAIN is granted with version 17 and later"
-        done = {each.month: each for each in look_after_months(store, {HOUR: 60}, NOW_MS)}
+        done = {each.month: each for each in look_after_months(store, {HOUR: 60}, NOW_MS).done}
         assert done[JUNE].dropped
         assert sum(done[JUNE].archived.values()) == rows
         settings = read_settings(home=tmp_path / "home", database_url=guarded.url("mia", "mia", "okx"))
@@ -175,7 +175,7 @@ def test_one_login_that_writes_and_maintains_runs_everything_without_owning_it(
 ) -> None:
     assert migrate(login("bob")) == []
     with CandleStore.opened(login("bob"), written) as store:
-        assert look_after_months(store, {HOUR: 60}, NOW_MS)
+        assert look_after_months(store, {HOUR: 60}, NOW_MS).done
         at = datetime.now(tz=UTC) + timedelta(minutes=1)
         assert store.land([candle(START_MS, "10.5")], source=Source.REST, requested_at=at).corrected == 1
         assert one(store.connection, "SELECT count(*) FROM trading.candlesticks") == 30 * 24
