@@ -80,7 +80,12 @@ FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bigint[]) WITH ORDINALITY
 ORDER BY wanted.number
 """
 
-_ARCHIVED: Final[LiteralString] = "SELECT symbol, timeframe, month FROM trading.candle_months WHERE state = 'archived'"
+_ARCHIVED: Final[LiteralString] = """
+SELECT month.symbol, month.timeframe, month.month
+FROM trading.candle_months AS month
+JOIN unnest(%s::text[], %s::text[], %s::date[]) AS counted (symbol, timeframe, month) USING (symbol, timeframe, month)
+WHERE month.state = 'archived'
+"""
 
 _WRITE: Final[LiteralString] = """
 INSERT INTO trading.coverage AS known (
@@ -635,8 +640,8 @@ def _revisions(connection: Connection, keys: Sequence[SeriesDay]) -> dict[Series
 
 
 def _archived(connection: Connection, keys: Sequence[SeriesDay]) -> set[SeriesMonth]:
-    wanted = {SeriesMonth(key.symbol, key.timeframe, key.day.replace(day=1)) for key in keys}
-    return wanted & {SeriesMonth(*row) for row in connection.execute(_ARCHIVED)}
+    months = sorted({SeriesDay(key.symbol, key.timeframe, key.day.replace(day=1)) for key in keys})
+    return {SeriesMonth(*row) for row in connection.execute(_ARCHIVED, _columns(months))}
 
 
 def _settle(connection: Connection, revisions: Mapping[SeriesDay, int]) -> None:
