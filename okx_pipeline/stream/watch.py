@@ -120,9 +120,5 @@ class Watch:
     def _is_sound(self) -> bool:
         with self._database.connect() as connection:
             health = stream_health(connection)
-        return (
-            health.is_alive
-            and health.sidecar is not None
-            and health.sidecar.state == "streaming"
-            and not health.problem
-        )
+        streams = health.sidecar is not None and health.sidecar.state == "streaming"
+        return streams and health.problem is None
