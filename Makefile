@@ -4,7 +4,7 @@ SHELL := /bin/sh
 UV_VERSION := 0.13.8
 BIN := .venv/bin
 
-.PHONY: help install up demo e2e test lint types bench lock clean
+.PHONY: help install up demo e2e test lint types bench docs lock clean
 
 help: ## what can be done here
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1	/p' Makefile
@@ -44,6 +44,9 @@ types: install ## mypy, strict
 
 bench: install ## benchmarks: ratios against a named limit
 	@$(BIN)/python -m benchmarks
+
+docs: install ## docs/data-dictionary.md from the comments in the database
+	@$(BIN)/python -m okx_pipeline_tests.data_dictionary
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header
 
