@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     demo_trading: bool = False
     rest_rate: Annotated[int, Field(ge=1)] | None = None
     pages_url: str = "http://127.0.0.1:3001"
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     proxy: SecretStr | None = Field(default=None, validation_alias="HTTPS_PROXY")
     ca_file: Path | None = Field(default=None, validation_alias="SSL_CERT_FILE")
     # Before the URLs that it is about: a field is checked against those above it.
@@ -205,6 +206,8 @@ class Settings(BaseSettings):
             own["OKX_DATABASE_URL"] = self.database_url.get_secret_value()
         if self.rest_rate is not None:
             own["OKX_REST_RATE"] = str(self.rest_rate)
+        if self.metrics_port is not None:
+            own["OKX_METRICS_PORT"] = str(self.metrics_port)
         if self.proxy is not None:
             own["HTTPS_PROXY"] = self.proxy.get_secret_value()
         if self.ca_file is not None:

@@ -5,7 +5,7 @@ Frames never wait for it. What does not fit is dropped here and fetched again la
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,13 +32,27 @@ LONGEST_PAUSE_S: Final = 5.0
 
 @dataclass(slots=True)
 class Batch:
-    """Candles that land together; from the WebSocket, `requested_at` is None."""
+    """Candles that land together; from the WebSocket, `requested_at` is None.
+
+    Parameters
+    ----------
+    received_s
+        When the first of them was received, by the monotonic clock.
+    joined
+        When those that joined later were received, and how many each time.
+    """
 
     candles: list[Candle]
     refused: list[Refused] = field(default_factory=list)
     source: Source = Source.WEBSOCKET
     requested_at: datetime | None = None
     received_s: float = field(default_factory=monotonic)
+    joined: list[tuple[float, int]] = field(default_factory=list)
+
+    def arrivals(self) -> Iterator[tuple[float, int]]:
+        """When candles were received, and how many each time."""
+        yield self.received_s, len(self.candles) - sum(number for _, number in self.joined)
+        yield from self.joined
 
 
 class Lander:
@@ -92,6 +106,7 @@ class Lander:
         if last is not None and merges and len(last.candles) + rows <= BATCH:
             last.candles += batch.candles
             last.refused += batch.refused
+            last.joined.append((batch.received_s, len(batch.candles)))
         else:
             self._waiting.append(batch)
         self._arrived.set()

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from okx_pipeline.candles import Candle, Source
 from okx_pipeline.errors import AlreadyRunningError, PipelineError
@@ -34,11 +34,14 @@ from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.storage.request_budget import SharedBudget
 from okx_pipeline.storage.stream_status import Heartbeat, SidecarLock, beat, save_offsets, stream_offsets
 from okx_pipeline.storage.subscriptions import seed_subscriptions, subscriptions
-from okx_pipeline.stream.counters import Counters
+from okx_pipeline.stream.counters import Counters, Figures
 from okx_pipeline.stream.lander import Batch, Lander
 from okx_pipeline.stream.series import SeriesProgress
 from okx_pipeline.stream.watch import Watch
 from okx_pipeline.timeframes import DAY_MS, day_ms, parse_timeframe
+
+if TYPE_CHECKING:
+    from okx_pipeline.stream.metrics import Metrics
 
 Say = Callable[[str], None]
 
@@ -116,6 +119,15 @@ class Sidecar:
         self._catching_up: set[Series] = set()
         self._disputed: dict[tuple[Series, int], float] = {}
         self._account_from = 0.0
+        self._metrics = self._metrics_of(settings)
+
+    def _metrics_of(self, settings: Settings) -> "Metrics | None":
+        if settings.metrics_port is None:
+            return None
+        # What serves them takes a while to import.
+        from okx_pipeline.stream.metrics import Metrics
+
+        return Metrics(settings.metrics_port, self.figures, self._database, self.counters)
 
     async def run(self) -> None:
         """Stream until cancelled; what has been received by then is landed first.
@@ -131,6 +143,8 @@ class Sidecar:
                 group.create_task(self._every(KEEP_LOCK_S, self._keep_lock))
                 group.create_task(self._every(PROJECT_S, self._project))
                 group.create_task(self._watch.run())
+                if self._metrics is not None:
+                    group.create_task(self._metrics.run())
                 await self._read_clock()
                 group.create_task(self._every(KEEP_CLOCK_S, self._keep_clock))
                 group.create_task(self._every(ACCOUNT_S, self._account))
@@ -252,6 +266,8 @@ class Sidecar:
             self.counters.wrong("quarantined", batch.refused[0].reason, landed.quarantined)
         if batch.source is Source.WEBSOCKET:
             self.counters.highest("landing took ms", int((monotonic() - batch.received_s) * 1000))
+            if self._metrics is not None:
+                self._metrics.landed(batch)
             for symbol, name, open_ms in landed.disputed:
                 self.counters.wrong("frame differs from what is stored", f"{symbol} {name} {open_ms}: REST decides")
                 self._disputed[Series(symbol, parse_timeframe(name)), open_ms] = monotonic() + DISPUTE_AFTER_S
@@ -397,17 +413,40 @@ class Sidecar:
             if (series.symbol, series.timeframe.name) in noted
         }
 
+    def figures(self) -> Figures:
+        """What there is to tell of this moment."""
+        now_ms = self._clock.carried_ms() if self._progress else 0
+        heard_s = self._feed.last_frame_s
+        return Figures(
+            counts=self.counters.as_dict(),
+            errors=self.counters.errors,
+            lags_s={
+                series: max(0, now_ms - series.timeframe.close_of(progress.through_ms)) / 1000
+                for series, progress in self._progress.items()
+            },
+            received=self._feed.subscribed_series,
+            refused=len(self._refused),
+            connections=self._feed.connections,
+            reconnects=self._feed.reconnects,
+            waiting=self._lander.waiting,
+            waiting_s=self._lander.lag_s,
+            catching_up=len(self._catching_up),
+            silent_s=None if heard_s is None else asyncio.get_running_loop().time() - heard_s,
+        )
+
     async def _beat(self) -> None:
         moved = {
             series: progress.through_ms
             for series, progress in self._progress.items()
             if self._offsets.get(series) != progress.through_ms
         }
-        counters = {
+        counters: dict[str, Any] = {
             **self.counters.as_dict(),
             "series": len(self._progress),
             "subscribed": self._feed.subscribed_series,
             "connections": self._feed.connections,
+            "reconnects": self._feed.reconnects,
+            "errors": self.counters.errors,
             "waiting": self._lander.waiting,
             "waiting s": round(self._lander.lag_s, 1),
             "catching up": len(self._catching_up),
@@ -422,7 +461,7 @@ class Sidecar:
     def _write_beat(
         self,
         now_ms: int | None,
-        counters: dict[str, int | float],
+        counters: dict[str, Any],
         refused: dict[str, str],
         moved: dict[Series, int],
     ) -> None:
