@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
+from okx_pipeline.candles import Candle, Source
 from okx_pipeline.exchange.budget import Permit
 from okx_pipeline.exchange.clock import ExchangeClock as OkxClock
 from okx_pipeline.exchange.errors import ExchangeError
@@ -29,6 +33,7 @@ from okx_pipeline.settings import Settings
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.subscriptions import subscribe
 from okx_pipeline.timeframes import DAY_MS, HOUR_MS, MINUTE_MS, WEEK_MS, Timeframe, day_ms, parse_timeframe, utc
 
 BTC, ETH = "BTC-USDT-SWAP", "ETH-USDT-SWAP"
@@ -304,3 +309,92 @@ def test_the_report_says_what_is_missing_what_was_mended_and_what_cannot_be_had(
     assert [gap["status"] for gap in mended.document()["gaps"]] == ["repaired"]
     assert look(mend=False).document()["gaps"] == []
     assert utc(HOLE[0]).hour == 3
+
+
+COUNT = 60
+WRONG = "777777"
+"""A volume that OKX never served."""
+
+
+@pytest.fixture(scope="module")
+def made_up() -> Iterator[tuple[Exchange, str]]:
+    """A market that serves every candle."""
+    market = open_market("synthetic", seed=3, symbols=2)
+    serving = Exchange(market, ExchangeClock(day_ms(date(2026, 8, 22)), 0.0), limits=False)
+    with ReplayServer(serving) as server:
+        yield serving, server.url
+
+
+def truth_of(exchange: Exchange, series: SeriesRange) -> dict[int, Candle]:
+    name = series.timeframe.name
+    rows = exchange.truth(series.symbol, series.timeframe, *series.range)
+    return {int(row[0]): Candle(series.symbol, name, int(row[0]), *row[1:8]) for row in rows}
+
+
+def held_rows(stand: Stand) -> dict[int, tuple[Any, ...]]:
+    """Every row whole, with where it came from and when it was last touched."""
+    return {row[2]: row for row in stand.rows("SELECT * FROM trading.candlesticks")}
+
+
+@given(
+    timeframe=st.sampled_from([FIVE, HOUR, parse_timeframe("1d")]),
+    right=st.sets(st.integers(0, COUNT - 1)),
+    wrong=st.sets(st.integers(0, COUNT - 1), max_size=5),
+)
+# Not shrunk: an example takes half a second, so that to find a smaller one would take minutes.
+@hypothesis_settings(
+    max_examples=15,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_whatever_was_held_nothing_is_missing_after_a_repair_and_no_row_that_was_right_was_touched(
+    made_up: tuple[Exchange, str],
+    settings_for: Callable[[str], Settings],
+    database: Database,
+    timeframe: Timeframe,
+    right: set[int],
+    wrong: set[int],
+) -> None:
+    exchange, url = made_up
+    stand = Stand(url, exchange, settings_for(url), database)
+    with database.connect() as connection:
+        for table in ("subscriptions", "coverage", "coverage_extents", "candle_gaps", "landing_marks"):
+            connection.execute(f"DELETE FROM trading.{table}")
+        connection.execute("DELETE FROM trading.candlesticks")
+        connection.execute("DELETE FROM trading.candlestick_revisions")
+        end_ms = day_ms(date(2026, 8, 21))
+        series = SeriesRange(BTC, timeframe, Range(timeframe.step(end_ms, -COUNT), end_ms))
+        subscribe(connection, [BTC], [timeframe], series.range.start_ms)
+    truth = truth_of(exchange, series)
+    opens = sorted(truth)
+    revised = {opens[number] for number in wrong}
+    held = [truth[opens[number]] for number in right | wrong]
+
+    async def land(backfill: Backfill) -> None:
+        was = [each._replace(volume=WRONG) if each.timestamp_ms in revised else each for each in held]
+        backfill.store.land(was, source=Source.WEBSOCKET)
+
+    stand.do(land)
+    before = held_rows(stand)
+    done = stand.repair(series)
+    after = held_rows(stand)
+
+    [found] = done.after
+    assert (found.missing, found.present, found.checked) == ([], COUNT, COUNT)
+    assert stand.detect(series).missing == []
+    assert done.fetched.total("inserted") == COUNT - len(held)
+    assert set(after) == set(opens)
+    assert all(after[each] == row for each, row in before.items() if each not in revised)
+    volumes = {
+        open_ms: str(volume) for open_ms, volume in stand.rows("SELECT timestamp_ms, volume FROM trading.candlesticks")
+    }
+    corrected = {open_ms for open_ms in revised if volumes[open_ms] != WRONG}
+    assert all(volumes[each] == truth[each].volume for each in opens if each not in revised - corrected)
+    # What was wrong and lay in a page that was asked for is right now, and what it was is kept.
+    kept = stand.rows("SELECT timestamp_ms, volume::text FROM trading.candlestick_revisions")
+    assert sorted(kept) == [(open_ms, WRONG) for open_ms in sorted(corrected)]
+    statuses = stand.rows("SELECT status, sum(candles)::int FROM trading.candle_gaps GROUP BY 1")
+    assert statuses == ([("repaired", COUNT - len(held))] if len(held) < COUNT else [])
+    counted = "SELECT sum(missing)::int, sum(present)::int FROM trading.coverage WHERE day < '2026-08-21'"
+    assert stand.rows(counted) == [(0, COUNT)]
