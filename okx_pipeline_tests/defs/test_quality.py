@@ -11,8 +11,9 @@ import pytest
 from okx_pipeline.candles import Candle, Source
 from okx_pipeline.definitions import defs
 from okx_pipeline.defs.history.candles import ONLY_UNREAD, candles
+from okx_pipeline.defs.quality import ledger
 from okx_pipeline.defs.quality.candle_gaps import candle_gaps
-from okx_pipeline.defs.quality.ledger import REST_AFTER_FAILURE, TAG, ledger_work
+from okx_pipeline.defs.quality.ledger import REST_AFTER_FAILURE, TAG, ledger_work, rest_after
 from okx_pipeline.defs.quality.reconciliation import reconciliation
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.quality.suites import Check
@@ -145,6 +146,25 @@ def test_a_run_that_failed_is_not_requested_again_at_once(
     assert tick() == []
     monkeypatch.setattr("okx_pipeline.defs.quality.ledger.REST_AFTER_FAILURE", -REST_AFTER_FAILURE)
     assert len(tick()) == 1
+
+
+def test_the_oftener_a_run_has_failed_in_a_row_the_longer_its_work_rests(
+    tick: Tick, subscribed: date, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [rest_after(failures).seconds // 60 for failures in range(1, 7)] == [1, 2, 4, 8, 16, 16]
+    told: list[int] = []
+
+    def no_rest(failures: int) -> timedelta:
+        told.append(failures)
+        return timedelta(0)
+
+    monkeypatch.setattr(ledger, "rest_after", no_rest)
+    [request] = tick()
+    job = defs.resolve_job_def("okx_candles")
+    for end in (instance.report_run_failed, instance.report_run_failed, instance.report_run_canceled):
+        end(instance.create_run_for_job(job, tags=request.tags, status=dg.DagsterRunStatus.STARTED))
+        assert len(tick()) == 1
+    assert told == [1, 2]
 
 
 def test_a_day_is_requested_once_more_eight_days_after_it_ended(

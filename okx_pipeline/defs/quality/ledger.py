@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final
 
 import dagster as dg
@@ -23,7 +23,9 @@ from okx_pipeline.stream.health import stream_health
 
 TAG: Final = "okx/work"
 SYMBOLS_A_TICK: Final = 20
-REST_AFTER_FAILURE: Final = timedelta(minutes=10)
+REST_AFTER_FAILURE: Final = timedelta(minutes=1)
+MOST_FAILURES: Final = 5
+"""How many failures in a row are counted: at last, what fails is tried again every quarter of an hour."""
 BUILD_EVERY: Final = timedelta(minutes=5)
 
 UNDER_WAY: Final = [
@@ -142,14 +144,20 @@ def _after(instance: dg.DagsterInstance, name: str) -> str | None:
 
     Twice the same key after the same run is a tick that was repeated; after another one it is work that was left.
     """
-    records = instance.get_run_records(dg.RunsFilter(tags={TAG: name}), limit=1)
+    records = instance.get_run_records(dg.RunsFilter(tags={TAG: name}), limit=MOST_FAILURES)
     if not records:
         return "first"
     last = records[0]
-    ended = datetime.fromtimestamp(last.end_time, tz=UTC) if last.end_time else None
     if last.dagster_run.status in UNDER_WAY:
         return None
-    failed = last.dagster_run.status is dg.DagsterRunStatus.FAILURE
-    if failed and ended is not None and datetime.now(tz=UTC) < ended + REST_AFTER_FAILURE:
-        return None
+    failures = sum(1 for _ in takewhile(lambda each: each.dagster_run.status is dg.DagsterRunStatus.FAILURE, records))
+    if failures and last.end_time is not None:
+        ended = datetime.fromtimestamp(last.end_time, tz=UTC)
+        if datetime.now(tz=UTC) < ended + rest_after(failures):
+            return None
     return f"after {last.dagster_run.run_id}"
+
+
+def rest_after(failures: int) -> timedelta:
+    """How long work rests after so many failures in a row. One says little: a run that is stopped fails, too."""
+    return REST_AFTER_FAILURE * (1 << min(failures, MOST_FAILURES) - 1)
