@@ -15,7 +15,15 @@ from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import DayCoverage, day_coverage, note_judged, series_coverage, unjudged_days
 from okx_pipeline.storage.database import translated
 from okx_pipeline.storage.landing import SeriesDay
-from okx_pipeline.storage.quality_results import Store, Verdict, forget_pages, latest, newest_day
+from okx_pipeline.storage.quality_results import (
+    DayVerdicts,
+    Store,
+    Verdict,
+    forget_pages,
+    latest,
+    newest_day,
+    verdicts_by_day,
+)
 from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe
 
 
@@ -118,6 +126,15 @@ def last_verdicts(store: CandleStore) -> list[Verdict]:
     with translated(store.place):
         day = newest_day(store.connection)
         return [] if day is None else latest(store.connection, start=day, end=day + timedelta(days=1))
+
+
+def recent_verdicts(store: CandleStore, most_days: int) -> list[DayVerdicts]:
+    """How the newest day that was judged and those before it fared, `most_days` in all, by day and check."""
+    with translated(store.place):
+        day = newest_day(store.connection)
+        if day is None:
+            return []
+        return verdicts_by_day(store.connection, day - timedelta(days=most_days - 1), day + timedelta(days=1))
 
 
 def build_pages(store: CandleStore, docs: DataDocs, keep_days: int, now: datetime) -> tuple[Built, int]:

@@ -1,7 +1,7 @@
 """The assets that people read: the Data Docs, built by one writer, and the report of the verdicts over time."""
 
 import base64
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import dagster as dg
@@ -9,8 +9,8 @@ import dagster as dg
 from okx_pipeline.defs.quality.candle_quality import candle_quality
 from okx_pipeline.defs.resources import Pipeline, told_in_one_line
 from okx_pipeline.quality.calendar import verdicts_svg
-from okx_pipeline.quality.verdicts import build_pages
-from okx_pipeline.storage.quality_results import DayVerdicts, verdicts_by_day
+from okx_pipeline.quality.verdicts import build_pages, recent_verdicts
+from okx_pipeline.storage.quality_results import DayVerdicts
 
 KEEP_DAYS: Final = 90
 """Days for which the pages of a validation are kept; its verdicts stay for good."""
@@ -49,9 +49,8 @@ def data_docs(pipeline: Pipeline) -> dg.MaterializeResult[None]:
 )
 def quality_report(pipeline: Pipeline) -> dg.MaterializeResult[None]:
     """One row per day and check: series that passed, were warned of and failed, the last two months as a picture."""
-    last = datetime.now(tz=UTC).date()
     with told_in_one_line(), pipeline.store() as store:
-        days = verdicts_by_day(store.connection, last - timedelta(days=REPORT_DAYS), last)
+        days = recent_verdicts(store, REPORT_DAYS)
     picture = base64.b64encode(verdicts_svg(days).encode()).decode()
     return dg.MaterializeResult(
         metadata={
