@@ -69,7 +69,7 @@ class System:
             )
         running = Up(self, process)
         try:
-            running.await_line("ready")
+            running.await_line("ready; Ctrl-C")
             yield running
         finally:
             if process.poll() is None:
