@@ -9,6 +9,10 @@ COMMENT ON COLUMN trading.candle_months.rebuilt_hash IS 'What the file held when
 COMMENT ON COLUMN trading.candle_months.archived_at IS 'When its rows last left PostgreSQL';
 COMMENT ON COLUMN trading.candle_months.restored_at IS 'When its rows were last brought back; retention leaves them alone for some days';
 
+-- Months that a restore has brought back without their files.
+CREATE INDEX candle_months_without_file ON trading.candle_months (symbol, timeframe, month)
+    WHERE state = 'live' AND content_hash IS NULL;
+
 CREATE TABLE trading.month_partitions (
     month         date PRIMARY KEY CHECK (month = date_trunc('month', month)),
     vacuumed_hash text,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Final, LiteralString
+from typing import Final, LiteralString, NamedTuple
 
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.parquet import SeriesMonth
@@ -44,6 +44,18 @@ SELECT month, count(*), coalesce(sum(rows) FILTER (WHERE state = 'live'), 0)::bi
        coalesce(sum(rows) FILTER (WHERE state = 'archived'), 0)::bigint
 FROM trading.candle_months
 GROUP BY month
+"""
+
+_HELD: Final[LiteralString] = """
+SELECT known.symbol, known.timeframe, known.month, known.state = 'archived',
+       CASE WHEN NOT EXISTS (
+           SELECT FROM trading.landing_marks AS mark
+           WHERE mark.symbol = known.symbol AND mark.timeframe = known.timeframe AND mark.projected < mark.revision
+             AND mark.day >= known.month AND mark.day < known.month + interval '1 month'
+       ) THEN known.content_hash END
+FROM trading.candle_months AS known
+WHERE known.content_hash IS NOT NULL
+ORDER BY 3, 1, 2
 """
 
 
@@ -116,6 +128,31 @@ def partition_states(connection: Connection) -> dict[date, PartitionState]:
         month: PartitionState(fingerprint, fingerprint == vacuumed_hash, swapped_at)
         for month, fingerprint, vacuumed_hash, swapped_at in connection.execute(_CARED_FOR)
     }
+
+
+class HeldMonth(NamedTuple):
+    """A month of a series, and the hash of its rows; None where landings wait to be projected."""
+
+    symbol: str
+    timeframe: str
+    month: date
+    archived: bool
+    content_hash: str | None
+
+    @property
+    def key(self) -> SeriesMonth:
+        """Which month of which series."""
+        return SeriesMonth(self.symbol, self.timeframe, self.month)
+
+
+def held_months(connection: Connection) -> list[HeldMonth]:
+    """Every month of a series that has a file, by month and series."""
+    return [HeldMonth(*row) for row in connection.execute(_HELD)]
+
+
+def forget_files(connection: Connection) -> None:
+    """Take it that no live month has a file: each is projected anew, or found to be there."""
+    connection.execute("UPDATE trading.candle_months SET content_hash = NULL, rebuilt_hash = NULL WHERE state = 'live'")
 
 
 @dataclass(frozen=True, slots=True)

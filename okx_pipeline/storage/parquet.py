@@ -11,7 +11,7 @@ the month, which follows from those.
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -192,20 +192,33 @@ class ParquetStore:
         """
         by_day = msgspec.json.encode(dict(sorted(hashes.items())))
         table = table.replace_schema_metadata({MONTH_HASH_KEY: month_hash(hashes).encode(), DAY_HASHES_KEY: by_day})
+        self._put(month, lambda sink: _encode(table, sink, for_good=for_good))
+
+    def read_bytes(self, month: SeriesMonth) -> bytes:
+        """A file as it is.
+
+        Raises
+        ------
+        DamagedFileError
+            If there is none.
+        StorageError
+            If it cannot be read.
+        """
         try:
-            if self._local is not None:
-                _write_beside_and_rename(self._local / month.path, table, for_good=for_good)
-            else:
-                # Whole in memory first: a stream that failed halfway would be completed as it is when closed.
-                buffer = io.BytesIO()
-                _encode(table, buffer, for_good=for_good)
-                with self._remote.open_output_stream(f"{self._prefix}/{month.path}") as sink:
-                    sink.write(buffer.getvalue())
-        except OSError as problem:
-            raise StorageError(
-                f"cannot write {self.place(month)}: {_first_line(problem)}; PostgreSQL has the rows: "
-                "mend that and run the same again"
-            ) from problem
+            with self.opened(month) as source:
+                return bytes(source.read())
+        except FileNotFoundError as problem:
+            raise DamagedFileError(f"{self.place(month)}: there is no such file") from problem
+
+    def write_bytes(self, month: SeriesMonth, body: bytes) -> None:
+        """Write a file as it is, in place of the one that is there, durably.
+
+        Raises
+        ------
+        StorageError
+            As `write` does.
+        """
+        self._put(month, lambda sink: sink.write(body))
 
     def months(self, symbol: str, timeframe: str) -> list[SeriesMonth]:
         """The months of a series that there are files of, ascending.
@@ -268,13 +281,29 @@ class ParquetStore:
             except (pa.ArrowException, OSError, ValueError) as problem:
                 raise DamagedFileError(f"{self.place(month)}: {_first_line(problem)}") from problem
 
+    def _put(self, month: SeriesMonth, write: Callable[[Any], object]) -> None:
+        try:
+            if self._local is not None:
+                _write_beside_and_rename(self._local / month.path, write)
+            else:
+                # Whole in memory first: a stream that failed halfway would be completed as it is when closed.
+                buffer = io.BytesIO()
+                write(buffer)
+                with self._remote.open_output_stream(f"{self._prefix}/{month.path}") as sink:
+                    sink.write(buffer.getvalue())
+        except OSError as problem:
+            raise StorageError(
+                f"cannot write {self.place(month)}: {_first_line(problem)}; PostgreSQL has the rows: "
+                "mend that and run the same again"
+            ) from problem
 
-def _write_beside_and_rename(path: Path, table: pa.Table, *, for_good: bool) -> None:
+
+def _write_beside_and_rename(path: Path, write: Callable[[Any], object]) -> None:
     unsynced = [path.parent, *_made(path.parent)]
     beside = path.with_name(_TEMPORARY)
     try:
         with beside.open("wb") as sink:
-            _encode(table, sink, for_good=for_good)
+            write(sink)
             sink.flush()
             os.fsync(sink.fileno())
         beside.replace(path)

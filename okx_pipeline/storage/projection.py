@@ -54,6 +54,8 @@ LEFT JOIN trading.candle_months AS month
    AND month.month = date_trunc('month', mark.day)::date
 WHERE mark.projected < mark.revision AND month.state IS DISTINCT FROM 'archived'
 GROUP BY 1, 2, 3
+UNION
+SELECT symbol, timeframe, month, true FROM trading.candle_months WHERE state = 'live' AND content_hash IS NULL
 ORDER BY 1, 2, 3
 """
 

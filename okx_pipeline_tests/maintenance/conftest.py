@@ -11,11 +11,12 @@ from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.storage.subscriptions import subscribe
-from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframes
+from okx_pipeline.timeframes import Timeframe, day_ms, parse_timeframes
 
 BTC = "BTC-USDT-SWAP"
 TIMEFRAMES = parse_timeframes("1h,4h,1d,1w")
 YEAR = (day_ms(date(2023, 1, 1)), day_ms(date(2024, 1, 1)))
+SEASON = (YEAR[0], day_ms(date(2023, 5, 1)))
 NOW_MS = day_ms(date(2024, 3, 10))
 """Behind the last gap that is to be looked for: long enough after the year for its last week to be closed."""
 
@@ -41,14 +42,20 @@ def store(database: Database, tmp_path: Path) -> Iterator[CandleStore]:
 @pytest.fixture
 def year(store: CandleStore) -> CandleStore:
     """A store with every candle of a year, and nothing wanted after it."""
-    subscribe(store.connection, [BTC], TIMEFRAMES, YEAR[0])
-    store.connection.execute("UPDATE trading.subscriptions SET until_ms = %s", (YEAR[1],))
+    return filled(store, *YEAR)
+
+
+@pytest.fixture
+def season(store: CandleStore) -> CandleStore:
+    """The same of four months."""
+    return filled(store, *SEASON)
+
+
+def filled(store: CandleStore, start_ms: int, end_ms: int) -> CandleStore:
+    subscribe(store.connection, [BTC], TIMEFRAMES, start_ms)
+    store.connection.execute("UPDATE trading.subscriptions SET until_ms = %s", (end_ms,))
     for timeframe in TIMEFRAMES:
-        store.land(candles(timeframe, *YEAR), source=Source.REST)
+        store.land(candles(timeframe, start_ms, end_ms), source=Source.REST)
     store.project([])
     store.account(NOW_MS)
     return store
-
-
-def days_later(ms: int, days: float) -> int:
-    return ms + int(days * DAY_MS)
