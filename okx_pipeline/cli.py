@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
@@ -18,12 +19,14 @@ from okx_pipeline.errors import ExitStatus, PipelineError, UsageError
 
 if TYPE_CHECKING:
     from okx_pipeline.history.backfill import Backfill, Plan, Progress, Report
+    from okx_pipeline.maintenance.upkeep import MonthDone, MonthPlan
     from okx_pipeline.quality.gaps import Wanted as GapsWanted
     from okx_pipeline.quality.gaps_report import GapsReport
     from okx_pipeline.quality.verdicts import DayJudged
     from okx_pipeline.settings import Settings
     from okx_pipeline.storage.database import Database
     from okx_pipeline.storage.overview import SeriesLedger, SeriesOverview, StoreOverview
+    from okx_pipeline.storage.parquet import SeriesMonth
     from okx_pipeline.storage.subscriptions import Subscription
     from okx_pipeline.stream.health import StreamHealth
     from okx_pipeline.timeframes import Timeframe
@@ -284,6 +287,92 @@ def migrate(as_json: Json = False) -> None:
         _print_json({"applied": applied})
     else:
         _print("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")
+
+
+@app.command()
+def maintain(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done to the months; change nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look after the months now: partitions ahead, whole ones settled, expired ones archived; cut back what grows."""
+    from okx_pipeline.maintenance.housekeeping import keep_house
+    from okx_pipeline.maintenance.upkeep import kept_document
+
+    settings = _settings()
+    with _database(settings) as database:
+        months, kept = asyncio.run(_months(settings, database, dry_run=dry_run))
+        house = None if dry_run else keep_house(settings, database, datetime.now(tz=UTC))
+    if as_json:
+        document = {"dry_run": dry_run, "months": [month.document() for month in months], "kept": kept_document(kept)}
+        _print_json(document if house is None else {**document, **asdict(house)})
+        return
+    for month in months:
+        _print(f"{month.month:%Y-%m}  {', '.join(month.told())}")
+        for problem in getattr(month, "problems", ()):
+            _print(f"{month.month:%Y-%m}  {problem}")
+    for key, reason in kept.items():
+        _print(f"{key.month:%Y-%m}  {key.symbol} {key.timeframe} has expired and stays: {reason}")
+    removed = {} if house is None else house.removed
+    for what, number in removed.items():
+        _print(f"removed: {number:,} {what}")
+    if not (months or kept or removed):
+        _print("there is nothing to do")
+
+
+@app.command()
+def backup(file: Annotated[str, typer.Argument(metavar="FILE", help="A file that is not there yet.")]) -> None:
+    """The whole store, as it is at this moment, into one file; everything goes on meanwhile."""
+    from okx_pipeline.maintenance.backup import back_up
+
+    settings = _settings()
+    with _database(settings) as database:
+        made = back_up(settings, database, _absolute(file))
+    _print(f"{made.months:,} months of series, {made.archived:,} of them archived, in {made.size / 1e6:,.1f} MB")
+
+
+@app.command()
+def restore(
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="A backup, into a database that is empty.")] = None,
+    month: Annotated[
+        str | None, typer.Option(metavar="MONTH", help="An archived month, as 2024-01, back from Parquet.")
+    ] = None,
+    symbols: Symbols = None,
+    timeframes: Timeframes = None,
+) -> None:
+    """The whole store back from a backup, or a month that retention has archived back into PostgreSQL."""
+    if (file is None) == (month is None):
+        raise UsageError("give a backup, or an archived month as --month 2024-01")
+    settings = _settings()
+    if file is not None:
+        from okx_pipeline.maintenance.backup import restore as bring_all_back
+
+        with _database(settings, migrated=False) as database:
+            restored = bring_all_back(settings, database, _absolute(file))
+        _print(f"{restored.months:,} months of series restored, {restored.archived:,} of them archived")
+    if month is not None:
+        _restore_month(settings, _month(month), _symbols(symbols), _timeframes(timeframes))
+
+
+def _restore_month(
+    settings: "Settings", month: date, symbols: Sequence[str], timeframes: "Sequence[Timeframe]"
+) -> None:
+    from okx_pipeline.maintenance.upkeep import RESTORED_STAYS_DAYS, bring_back
+    from okx_pipeline.storage.candle_store import CandleStore
+    from okx_pipeline.storage.parquet import ParquetStore
+
+    with (
+        _database(settings) as database,
+        CandleStore.opened(database, ParquetStore(settings.parquet_root)) as store,
+    ):
+        rows = bring_back(store, month, symbols, timeframes)
+    for key, number in rows.items():
+        _print(f"{number:,} candles of {key.symbol} {key.timeframe} are back")
+    if rows:
+        _print(f"they stay for {RESTORED_STAYS_DAYS} days; OKX_RETENTION decides from then on")
+    else:
+        _print(f"nothing of {month:%Y-%m} is archived")
 
 
 @app.command()
@@ -630,6 +719,22 @@ async def _look_for_gaps(
             return await look_for_gaps(filling, wanted, mend=mend, progress=progress)
 
 
+async def _months(
+    settings: "Settings", database: "Database", *, dry_run: bool
+) -> "tuple[Sequence[MonthPlan | MonthDone], dict[SeriesMonth, str]]":
+    """What would be done to the months or was, and what has expired and stays."""
+    from okx_pipeline.history.backfill import Backfill
+    from okx_pipeline.maintenance.upkeep import maintain as look_after_months
+    from okx_pipeline.maintenance.upkeep import plan_months
+
+    async with Backfill.opened(settings, database) as backfill:
+        if not dry_run:
+            looked_after = await look_after_months(backfill)
+            return looked_after.done, looked_after.kept
+        plans = await plan_months(backfill)
+    return [plan for plan in plans if not plan.is_idle], {key: why for plan in plans for key, why in plan.kept.items()}
+
+
 async def _account(settings: "Settings", database: "Database") -> None:
     from okx_pipeline.history.backfill import Backfill
 
@@ -798,6 +903,17 @@ def _day(option: str, text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise UsageError(f"{option} {text!r} is not a day; write it as 2026-08-01") from None
+
+
+def _month(text: str) -> date:
+    try:
+        return datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC).date()
+    except ValueError:
+        raise UsageError(f"--month {text!r} is not a month; write it as 2024-01") from None
+
+
+def _absolute(file: str) -> Path:
+    return Path(file).expanduser().absolute()
 
 
 def _moment_ms(text: str) -> int:

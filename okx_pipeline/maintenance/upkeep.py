@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from okx_pipeline.errors import AlreadyRunningError
 from okx_pipeline.exchange.errors import RetryableError
@@ -22,7 +22,7 @@ from okx_pipeline.storage.landing import ensure_months
 from okx_pipeline.storage.months import SeriesMonthState, partition_states, series_months
 from okx_pipeline.storage.parquet import DamagedFileError, SeriesMonth
 from okx_pipeline.storage.partitions import InUseError, leave_archived_out, partition_bytes, vacuum_month
-from okx_pipeline.storage.projection import archive_month, archive_whole, rebuild_month
+from okx_pipeline.storage.projection import archive_month, archive_whole, rebuild_month, restore_month
 from okx_pipeline.timeframes import DAY_MS, Timeframe, month_bounds, month_of
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ again by itself any more."""
 
 RESTORED_STAYS_DAYS: Final = 7
 """What was brought back is left alone for so long."""
+
+_SERIES_NAMED: Final = 3
 
 Retention = Mapping[Timeframe, int]
 """Days that PostgreSQL keeps candles of a length."""
@@ -77,6 +79,33 @@ class MonthPlan:
         """Whether there is nothing to do."""
         return not (self.make or self.rebuild or self.archive or self.leave_out or self.vacuum)
 
+    def told(self) -> Iterator[str]:
+        """What is to be done, in words."""
+        if self.make:
+            yield "make the partition"
+        if self.rebuild:
+            yield f"rebuild {_counted(len(self.rebuild), 'file')} for good"
+        if self.archive:
+            yield f"archive {_candles(self.archive)}"
+        if self.whole:
+            yield "drop the partition"
+        elif self.archive or self.leave_out:
+            yield "give the space back"
+        if self.vacuum:
+            yield "vacuum and freeze"
+
+    def document(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return {
+            "month": f"{self.month:%Y-%m}",
+            "make": self.make,
+            "rebuild": [_named(key) for key in self.rebuild],
+            "archive": [{**_named(key), "rows": rows} for key, rows in self.archive.items()],
+            "drop": self.whole,
+            "give_space_back": not self.whole and (bool(self.archive) or self.leave_out),
+            "vacuum": self.vacuum,
+        }
+
 
 @dataclass(slots=True)
 class MonthDone:
@@ -90,6 +119,34 @@ class MonthDone:
     swapped: bool = False
     vacuumed: bool = False
     problems: list[str] = field(default_factory=list)
+
+    def told(self) -> Iterator[str]:
+        """What was done, in words; `problems` are apart."""
+        if self.made:
+            yield "partition made"
+        if self.rebuilt:
+            yield f"{_counted(self.rebuilt, 'file')} rebuilt for good"
+        if self.archived:
+            yield f"{_candles(self.archived)} archived"
+        if self.dropped:
+            yield "partition dropped"
+        if self.swapped:
+            yield "space given back"
+        if self.vacuumed:
+            yield "vacuumed and frozen"
+
+    def document(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        return {
+            "month": f"{self.month:%Y-%m}",
+            "made": self.made,
+            "rebuilt": self.rebuilt,
+            "archived": [{**_named(key), "rows": rows} for key, rows in self.archived.items()],
+            "dropped": self.dropped,
+            "space_given_back": self.swapped,
+            "vacuumed": self.vacuumed,
+            "problems": self.problems,
+        }
 
 
 class Upkeep:
@@ -297,6 +354,27 @@ def look_after_months(
         return LookedAfter(done, upkeep.plan())
 
 
+def bring_back(
+    store: CandleStore, month: date, symbols: Collection[str] = (), timeframes: Collection[Timeframe] = ()
+) -> dict[SeriesMonth, int]:
+    """Bring the archived series of a month back into PostgreSQL, some or all; returns how many candles of each.
+
+    Raises
+    ------
+    DamagedFileError
+        If a file does not hold what was archived in it; what came back before stays.
+    """
+    names = {timeframe.name for timeframe in timeframes}
+    with translated(store.place):
+        return {
+            state.key: restore_month(store.connection, store.files, state.key)
+            for state in series_months(store.connection, month)
+            if state.archived
+            if not symbols or state.key.symbol in symbols
+            if not names or state.key.timeframe in names
+        }
+
+
 async def maintain(backfill: Backfill, months: Collection[date] | None = None) -> LookedAfter:
     """`look_after_months` of a backfill's store, by the settings and the exchange's clock."""
     retention = dict(backfill.settings.retention)
@@ -310,6 +388,32 @@ async def exchange_ms(backfill: Backfill) -> int:
         return await backfill.known_ms()
     except RetryableError:
         return int(datetime.now(tz=UTC).timestamp() * 1000)
+
+
+def kept_document(kept: Mapping[SeriesMonth, str]) -> list[dict[str, str]]:
+    """What has expired and stays, and why, as JSON has it."""
+    return [{"month": f"{key.month:%Y-%m}", **_named(key), "reason": reason} for key, reason in kept.items()]
+
+
+def _named(key: SeriesMonth) -> dict[str, str]:
+    return {"symbol": key.symbol, "timeframe": key.timeframe}
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _candles(rows: Mapping[SeriesMonth, int]) -> str:
+    named = ", ".join(f"{key.symbol} {key.timeframe}" for key in sorted(rows)[:_SERIES_NAMED])
+    more = f" and {len(rows) - _SERIES_NAMED} more series" if len(rows) > _SERIES_NAMED else ""
+    return f"{_counted(sum(rows.values()), 'candle')} of {named}{more}"
+
+
+async def plan_months(backfill: Backfill) -> list[MonthPlan]:
+    """What `maintain` would do now; changes nothing."""
+    upkeep = Upkeep(backfill.store, dict(backfill.settings.retention), await exchange_ms(backfill))
+    with translated(backfill.store.place):
+        return await asyncio.to_thread(upkeep.plan)
 
 
 def following(month: date) -> date:

@@ -101,7 +101,7 @@ def test_an_expired_month_is_archived_and_its_partition_says_so(
     archived = metadata["2025-07"]
     assert (archived["partition"], archived["rows"], archived["archived_rows"]) == ("none", 0, 744)
     assert archived["dagster/partition_row_count"] == 744
-    assert "744 candles of 1 series archived, partition dropped" in archived["done"]
+    assert "744 candles of BTC-USDT-SWAP 1h archived, partition dropped" in archived["done"]
     assert (metadata["2025-08"]["partition"], metadata["2025-08"]["rows"]) == ("there", 744)
     assert metadata["2025-08"]["bytes"] > 744 * 100
 

@@ -1,7 +1,7 @@
 """The asset of monthly partitions, and the schedule that looks after those that need it."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
@@ -95,25 +95,10 @@ def _metadata(summary: MonthSummary | None, done: MonthDone | None) -> dict[str,
         }
     if done is not None:
         metadata |= {
-            "done": ", ".join(_told(done)) or "nothing could be done now",
+            "done": ", ".join(done.told()) or "nothing could be done now",
             "problems": "; ".join(done.problems[:LISTED]),
         }
     return metadata
-
-
-def _told(done: MonthDone) -> Iterable[str]:
-    if done.made:
-        yield "partition made"
-    if done.rebuilt:
-        yield f"{done.rebuilt} files rebuilt for good"
-    if done.archived:
-        yield f"{sum(done.archived.values()):,} candles of {len(done.archived)} series archived"
-    if done.dropped:
-        yield "partition dropped"
-    if done.swapped:
-        yield "partition made anew without them"
-    if done.vacuumed:
-        yield "vacuumed and frozen"
 
 
 def _checks(looked_after: LookedAfter) -> list[dg.AssetCheckResult]:
