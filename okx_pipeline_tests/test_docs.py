@@ -1,0 +1,163 @@
+"""The documentation, held against the program: its blocks run, its links lead somewhere, its names exist.
+
+A fence says how its block is run: ``sh`` by a shell, ``sql`` by psql, ``python`` by Python, all on a store of real
+candles. ``console`` is for what needs another machine; of that, and of commands in running text, the names are checked.
+"""
+
+import re
+import shlex
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from typer.main import get_command
+
+from okx_pipeline.cli import app
+from okx_pipeline.settings import Settings
+from okx_pipeline.storage.database import Connection
+from okx_pipeline.storage.embedded import EmbeddedPostgres
+from okx_pipeline_tests import data_dictionary
+from okx_pipeline_tests.test_readme import PROGRAM, place, run
+
+__all__ = ["place"]
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+RUN = ("sh", "sql", "python")
+NOT_RUN = ("console", "json", "nginx", "yaml", "text")
+COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+Place = tuple[Path, dict[str, str]]
+
+
+class Block(NamedTuple):
+    """A fenced block: its page, its language, the line it begins in, what it holds."""
+
+    page: str
+    language: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for fence in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            found.append(Block(page.name, fence[1], text[: fence.start()].count("\n") + 1, fence[2]))
+    return found
+
+
+def prose() -> str:
+    return "\n".join(page.read_text() for page in PAGES)
+
+
+# The README's own test runs its blocks, in their order.
+RUNNABLE = [block for block in blocks() if block.language in RUN and block.page != "README.md"]
+
+
+@pytest.fixture(scope="module")
+def store(place: Place) -> Iterator[Place]:
+    """The README's three weeks of two symbols, as its commands fetch them, in a folder that has the program."""
+    folder, _ = place
+    (folder / ".venv").symlink_to(Path(sys.prefix))
+    # Held, so that the server does not start and stop with each command.
+    with EmbeddedPostgres(folder / ".okx"):
+        for command in (
+            "backfill --start 2026-08-01 --end 2026-08-22 --symbols BTC-USDT-SWAP,ETH-USDT-SWAP --timeframes 5m,1h",
+            "subscribe BTC-USDT-SWAP ETH-USDT-SWAP --timeframes 5m,1h --since 2026-08-01",
+            "validate --start 2026-08-18",
+        ):
+            run(place, [sys.executable, "-P", "-m", "okx_pipeline", *shlex.split(command)])
+        yield place
+
+
+@pytest.mark.parametrize("block", RUNNABLE, ids=str)
+def test_a_block_runs_as_it_stands(store: Place, block: Block) -> None:
+    if block.language == "sh":
+        told = run(store, ["sh", "-euc", block.text])
+    elif block.language == "sql":
+        told = run(store, [f"{store[0]}/{PROGRAM}", "psql", "-v", "ON_ERROR_STOP=1", "-c", block.text])
+    else:
+        told = run(store, [sys.executable, "-W", "error", "-c", block.text])
+    print(told)
+    assert told.strip(), "it shows nothing"
+    if block.page == "queries.md":
+        assert "(0 rows)" not in told
+
+
+def test_every_block_says_how_it_is_run() -> None:
+    odd = [f"{block} {block.language!r}" for block in blocks() if block.language not in (*RUN, *NOT_RUN)]
+    assert not odd
+    assert len(RUNNABLE) > 10
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in LINK.findall(page.read_text()):
+            if re.match(r"https?://", target):
+                continue
+            path, _, anchor = target.partition("#")
+            found = (page.parent / path).resolve() if path else page
+            assert found.exists(), f"{page.name}: {target}"
+            if anchor:
+                assert anchor in anchors(found), f"{page.name}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_found_from_the_readme() -> None:
+    linked = {(REPOSITORY / target.partition("#")[0]).resolve() for target in LINK.findall(PAGES[0].read_text())}
+    assert set(PAGES[1:]) <= linked
+
+
+def test_every_command_and_option_that_is_named_exists() -> None:
+    code = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose()) + [
+        block.text for block in blocks() if block.language in ("sh", "console")
+    ]
+    mentioned = re.findall(r"okx-pipeline ([a-z]+)\b([^\n|#;)\"]*)", "\n".join(code))
+    assert len(mentioned) > 30
+    for name, rest in mentioned:
+        assert name in COMMANDS, name
+        known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+        if name != "psql":
+            assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known | {"--help"}, f"{name} {rest}"
+
+
+def test_every_setting_that_is_named_exists_and_every_one_is_named() -> None:
+    fields = {f"OKX_{name.upper()}" for name, field in Settings.model_fields.items() if field.validation_alias is None}
+    assert set(re.findall(r"\bOKX_[A-Z_]+[A-Z]\b", prose())) == fields
+    example = (REPOSITORY / ".env.example").read_text()
+    assert set(re.findall(r"^#(OKX_[A-Z_]+)=", example, re.MULTILINE)) == fields
+
+
+def test_every_table_and_function_that_is_named_exists(connection: Connection) -> None:
+    query = (
+        "SELECT relname FROM pg_class WHERE relnamespace = 'trading'::regnamespace "
+        "UNION SELECT proname FROM pg_proc WHERE pronamespace = 'trading'::regnamespace"
+    )
+    known = {name for (name,) in connection.execute(query)}
+    assert set(re.findall(r"\btrading\.([a-z_]+)\b", prose())) <= known
+
+
+def test_the_data_dictionary_is_what_the_database_says(connection: Connection) -> None:
+    assert data_dictionary.PAGE.read_text() == data_dictionary.page(connection), "make docs"
+    assert "None" not in data_dictionary.PAGE.read_text(), "a table or column has no comment"
+
+
+def test_pictures_are_whole_and_have_a_text_in_their_place() -> None:
+    for page in PAGES:
+        for text, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text()):
+            picture = ElementTree.parse(page.parent / target).getroot()  # noqa: S314 - our own
+            assert picture.tag.endswith("svg")
+            assert len(text) > 20, target
