@@ -42,6 +42,9 @@ CONCURRENCY: Final = 24
 CLOCK_TRIES: Final = 3
 """Tries at the exchange's time, which is asked first: an address where nobody answers is told of within seconds."""
 
+NOTE_EVERY_S: Final = 5.0
+"""How often the ledger is told which days have been read: what a run that is killed has read is not asked for again."""
+
 SPARE_DISK_BYTES: Final = 512 * 1024 * 1024
 """Disk that a backfill leaves free."""
 
@@ -105,6 +108,14 @@ class Report:
     seconds: float = 0.0
     notes: dict[Span, str] = field(default_factory=dict)
     projected: list[Projected] = field(default_factory=list)
+
+    def reads(self, at_ms: int) -> dict[SeriesDay, Read]:
+        """What REST was asked of each day and answered, for the ledger; asked at or after `at_ms`."""
+        return {
+            day: Read(done.asked, done.served, bool(done.disputed), at_ms)
+            for day, done in self.days.items()
+            if done.asked
+        }
 
     def total(self, attribute: str) -> int:
         """Sum of a `DayReport` attribute over all days."""
@@ -286,28 +297,30 @@ class Backfill:
                 for endpoint in (protocol.CANDLES, protocol.HISTORY_CANDLES):
                     windows = [each for each in plan.windows if each[1].endpoint == endpoint]
                     if windows:
-                        group.create_task(self._fetch(windows, report, len(plan.windows), progress))
+                        group.create_task(self._fetch(windows, report, plan, progress))
         except BaseExceptionGroup as problems:
             raise problems.exceptions[0] from None
         finally:
             report.projected = await asyncio.to_thread(self.store.project, sorted(plan.months))
-            reads = {
-                day: Read(done.asked, done.served, bool(done.disputed), plan.now_ms)
-                for day, done in report.days.items()
-                if done.asked
-            }
-            await asyncio.to_thread(self.store.account, plan.now_ms, reads)
+            await asyncio.to_thread(self.store.account, plan.now_ms, report.reads(plan.now_ms))
             report.seconds = monotonic() - started
         return report
 
     async def _fetch(
-        self, windows: Sequence[tuple[str, Window]], report: Report, total: int, progress: Progress | None
+        self, windows: Sequence[tuple[str, Window]], report: Report, plan: Plan, progress: Progress | None
     ) -> None:
+        noted_s = monotonic()
         async with fetch_windows(self.client, windows, concurrency=CONCURRENCY) as results:
             async for result in results:
                 await self._land(result, report)
                 if progress is not None:
+                    total = len(plan.windows)
                     progress(done=report.windows_done, total=total, rows=report.rows, requests=report.requests)
+                if monotonic() - noted_s > NOTE_EVERY_S:
+                    async with self._landing:
+                        reads = report.reads(plan.now_ms)
+                        await _to_its_end(asyncio.to_thread(self.store.account, plan.now_ms, reads))
+                    noted_s = monotonic()
 
     async def _land(self, result: WindowResult, report: Report) -> None:
         name = result.window.timeframe.name

@@ -250,3 +250,24 @@ def test_a_killed_process_leaves_what_it_landed_and_the_next_run_goes_on(
     figures = json.loads(ended.stdout)
     assert figures["received"] == figures["new"] == 20 * 1440 - landed
     assert count(database) == 20 * 1440
+
+
+def test_what_a_run_has_read_is_in_the_ledger_while_it_goes_on(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("okx_pipeline.history.backfill.NOTE_EVERY_S", 0.0)
+    read_by_then = []
+
+    def look(*, done: int, **_: int) -> None:
+        with database.connect() as connection:
+            read_by_then.append(one(connection, "SELECT count(*) FROM trading.coverage WHERE read_at IS NOT NULL"))
+
+    async def work(filling: Backfill) -> None:
+        whole = days_of_range(BTC, parse_timeframe("5m"), date(2026, 8, 1), LAST)
+        await filling.run(await filling.plan([whole], only_missing=False), progress=look)
+
+    with_backfill(settings, database, work)
+    assert read_by_then[0] == 0
+    assert 0 < read_by_then[-1] < 13
+    with database.connect() as connection:
+        assert one(connection, "SELECT count(verified_at) FROM trading.coverage") == 13
