@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import date
@@ -39,7 +40,7 @@ IMAGE = dict(
 SENSORS = """
 { sensorsOrError(repositorySelector: {
     repositoryLocationName: "okx_pipeline", repositoryName: "__repository__"
-}) { ... on Sensors { results { name sensorState { status } } } } }
+}) { ... on Sensors { results { name sensorState { status ticks(limit: 1) { timestamp status } } } } } }
 """
 RUNS = "{ runsOrError(filter: {statuses: [SUCCESS]}) { ... on Runs { results { jobName } } } }"
 
@@ -59,7 +60,7 @@ class Deployment:
 
     def __init__(self, folder: Path, database: Database, settings: dict[str, str]) -> None:
         self._folder = folder
-        self._ports = {port: str(free_port()) for port in ("3000", "3001", "4000")}
+        self._ports = {port: str(free_port()) for port in ("3000", "3001")}
         self._urls = {"OKX_DATABASE_URL": database.url, "DAGSTER_PG_URL": database.dagster_url()}
         self._settings = settings
         self._started: dict[str, subprocess.Popen[str]] = {}
@@ -67,8 +68,7 @@ class Deployment:
         for made in (etc, self.home):
             made.mkdir(parents=True)
         (etc / "dagster.yaml").write_text((REPOSITORY / "dagster.yaml").read_text())
-        workspace = (REPOSITORY / "deploy" / "workspace.yaml").read_text()
-        (etc / "workspace.yaml").write_text(self._here(workspace.replace("host: code", "host: 127.0.0.1")))
+        (etc / "workspace.yaml").write_text((REPOSITORY / "deploy" / "workspace.yaml").read_text())
 
     def port(self, published: str) -> str:
         """The port in a published one's place."""
@@ -112,12 +112,18 @@ class Deployment:
         """What it has said."""
         return (self._folder / f"{name}.log").read_text()
 
+    def kill_one(self, name: str) -> None:
+        """Kill a service without a warning."""
+        self._started[name].kill()
+        self._started[name].wait()
+
     def stop(self) -> dict[str, int]:
         """Stop everything, the last first, as an engine does; returns the exit status of each."""
         ended = {}
         for name, process in reversed(self._started.items()):
-            process.send_signal(signal.SIGTERM)
-            ended[name] = process.wait(WITHIN_S)
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                ended[name] = process.wait(WITHIN_S)
         return ended
 
     def kill(self) -> None:
@@ -140,11 +146,11 @@ class Deployment:
     def _here(self, text: str) -> str:
         text = re.sub(r"(?<![\w.])/(var/lib|etc)/okx\b", rf"{self._folder}/\1/okx", text)
         text = text.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
-        return re.sub(r"\b(3000|3001|4000)\b", lambda found: self._ports[found[0]], text)
+        return re.sub(r"\b(3000|3001)\b", lambda found: self._ports[found[0]], text)
 
 
 @pytest.fixture
-def deployment(recordings: Path, database: Database, tmp_path: Path) -> Iterator[Deployment]:
+def deployment(recordings: Path, database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The services, not started, with the replay of the recordings in OKX's place."""
     exchange = Exchange(open_market(str(recordings / "candles")), ExchangeClock(day_ms(date(2026, 8, 22)) + 7_200_000))
     with ReplayServer(exchange) as server:
@@ -154,7 +160,7 @@ def deployment(recordings: Path, database: Database, tmp_path: Path) -> Iterator
             "OKX_TIMEFRAMES": "1h",
             "OKX_HISTORY_START": "2026-08-20",
         }
-        deployment = Deployment(tmp_path / "root", database, settings)
+        deployment = Deployment(tmp_path_factory.mktemp("here"), database, settings)
         try:
             yield deployment
         finally:
@@ -174,8 +180,11 @@ def test_the_services_become_healthy_do_their_work_and_stop(deployment: Deployme
     def asked(query: str) -> dict[str, Any]:
         return dict(httpx.post(graphql, json={"query": query}, trust_env=False).json()["data"])
 
-    sensors = {each["name"]: each["sensorState"]["status"] for each in asked(SENSORS)["sensorsOrError"]["results"]}
-    assert sensors["okx_ledger"] == "RUNNING"
+    def sensor(name: str) -> dict[str, Any]:
+        found = asked(SENSORS)["sensorsOrError"]["results"]
+        return dict(next(each["sensorState"] for each in found if each["name"] == name))
+
+    assert sensor("okx_ledger")["status"] == "RUNNING"
     wait_for(lambda: asked(RUNS)["runsOrError"]["results"], "a run that succeeded")
     whole = (
         "SELECT missing = 0 AND read_at IS NOT NULL FROM trading.coverage WHERE timeframe = '1h' AND day = '2026-08-20'"
@@ -186,4 +195,19 @@ def test_the_services_become_healthy_do_their_work_and_stop(deployment: Deployme
     assert pages.status_code == 200
 
     wait_for(lambda: "standing by" in deployment.log("standby"), "a sidecar that stands by")
+    deployment.kill_one("sidecar")
+    wait_for(lambda: "streaming from" in deployment.log("standby"), "one that takes over")
+
+    # As when its container is replaced: the socket is left, and the others go on with the new one.
+    deployment.kill_one("code")
+    killed_s = time.time()
+    deployment.start("code")
+    ticked = ("SUCCESS", "SKIPPED")
+    wait_for(
+        lambda: any(
+            tick["timestamp"] > killed_s + 5 and tick["status"] in ticked for tick in sensor("okx_sidecar")["ticks"]
+        ),
+        "a tick of a sensor",
+    )
+
     assert set(deployment.stop().values()) <= {0, -signal.SIGTERM}
