@@ -14,6 +14,7 @@ from okx_pipeline.timeframes import parse_timeframe
 _CELL: Final = 7
 _GAP: Final = 2
 _LABEL: Final = 130
+_DATES: Final = 130
 _HEAD: Final = 16
 _FOOT: Final = 22
 
@@ -76,7 +77,7 @@ def verdicts_svg(days: Iterable[DayVerdicts]) -> str:
     dates = sorted({each.day for each in judged})
     checks = sorted({each.check for each in judged})
     step = _CELL + _GAP
-    width, height = _LABEL + max(1, len(dates)) * step, _HEAD + len(checks) * step
+    width, height = _LABEL + max(_DATES, len(dates) * step), _HEAD + len(checks) * step
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
         'font-size="9" fill="#666">'

@@ -310,6 +310,7 @@ def test_a_corrupted_row_fails_the_check_that_names_it(
     assert found["candles", "ohlc_sanity"].severity is dg.AssetCheckSeverity.ERROR
     record = found["candles", "ohlc_sanity"].metadata["failing"].records[0].data
     assert (record["symbol"], record["timeframe"], record["severity"]) == (BTC, "1h", "critical")
+    assert "high_at_least_open (1)" in record["failed"]
 
 
 def test_the_pages_are_built_and_the_report_shows_how_the_days_fared(

@@ -81,7 +81,7 @@ def _result(key: dg.AssetCheckKey, verdicts: Sequence[Verdict], pages_url: str) 
     failed = [verdict for verdict in verdicts if not verdict.passed]
     errors = [verdict for verdict in failed if verdict.is_error]
     days = len({(verdict.day, verdict.symbol) for verdict in verdicts})
-    metadata: dict[str, Any] = {"days": days, "series_days": len(verdicts), "failed": len(failed)}
+    metadata: dict[str, Any] = {"days": days, "verdicts": len(verdicts), "failed": len(failed)}
     if failed:
         metadata["failing"] = dg.MetadataValue.table([_record(verdict) for verdict in failed[:LISTED]], _SCHEMA)
     pages = [verdict.docs_page for verdict in (*failed, *verdicts) if verdict.docs_page]
@@ -92,9 +92,16 @@ def _result(key: dg.AssetCheckKey, verdicts: Sequence[Verdict], pages_url: str) 
         check_name=key.name,
         passed=not failed,
         severity=dg.AssetCheckSeverity.ERROR if errors else dg.AssetCheckSeverity.WARN,
-        description=f"{len(failed)} of {len(verdicts)} series-days fail" if failed else f"{days} days pass",
+        description=_said(days, len(verdicts), len(failed)),
         metadata=metadata,
     )
+
+
+def _said(days: int, verdicts: int, failed: int) -> str:
+    if not verdicts:
+        return "nothing to judge: no day that has closed"
+    what = f"{failed} of {verdicts} verdicts fail" if failed else f"all {verdicts} verdicts pass"
+    return f"{what}, on {days} {'day' if days == 1 else 'days'}"
 
 
 def _metadata(verdicts: Sequence[Verdict], pages_url: str) -> dict[str, Any]:
@@ -114,13 +121,14 @@ def _metadata(verdicts: Sequence[Verdict], pages_url: str) -> dict[str, Any]:
 
 _SCHEMA: Final = dg.TableSchema(
     [
-        dg.TableColumn(name, "string")
-        for name in ("day", "symbol", "timeframe", "store", "check", "severity", "expectations", "observed")
+        *(dg.TableColumn(name, "string") for name in ("day", "symbol", "timeframe", "store", "check", "severity")),
+        dg.TableColumn("failed", "string", description="Expectations, and how many values each found unexpected"),
     ]
 )
 
 
 def _record(verdict: Verdict) -> dg.TableRecord:
+    counts = verdict.observed.get("unexpected", {})
     return dg.TableRecord(
         {
             "day": verdict.day.isoformat(),
@@ -129,7 +137,6 @@ def _record(verdict: Verdict) -> dg.TableRecord:
             "store": verdict.store.value,
             "check": verdict.check,
             "severity": str(verdict.severity),
-            "expectations": ", ".join(verdict.failed),
-            "observed": str(verdict.observed.get("unexpected", "")),
+            "failed": ", ".join(f"{name} ({counts[name]})" if name in counts else name for name in verdict.failed),
         }
     )

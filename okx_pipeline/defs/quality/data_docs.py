@@ -54,7 +54,7 @@ def quality_report(pipeline: Pipeline) -> dg.MaterializeResult[None]:
     picture = base64.b64encode(verdicts_svg(days).encode()).decode()
     return dg.MaterializeResult(
         metadata={
-            "series_days": sum(each.series for each in days),
+            "verdicts": sum(each.series for each in days),
             "errors": sum(each.errors for each in days),
             "warnings": sum(each.warnings for each in days),
             "over time": dg.MetadataValue.md(f"![verdicts](data:image/svg+xml;base64,{picture})"),
