@@ -439,7 +439,8 @@ def _print_status(
 ) -> None:
     from okx_pipeline.timeframes import utc
 
-    _print(f"PostgreSQL {store.server_version} at {place}, {store.size_bytes / 1e6:,.0f} MB")
+    grows = "" if store.growth_bytes_a_day is None else f", {store.growth_bytes_a_day / 1e6:+,.1f} MB a day"
+    _print(f"PostgreSQL {store.server_version} at {place}, {store.size_bytes / 1e6:,.0f} MB{grows}")
     _print(f"Parquet at {settings.parquet_root}")
     _print(f"{store.quarantined:,} rows in quarantine, {store.revisions:,} revisions")
     if store.quality is None:

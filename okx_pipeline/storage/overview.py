@@ -5,6 +5,7 @@ from typing import Final, LiteralString
 
 from okx_pipeline.storage.database import Connection, one
 from okx_pipeline.storage.quality_results import QualitySummary, summary
+from okx_pipeline.storage.sizes import noted_growth_a_day
 from okx_pipeline.timeframes import DAY_MS, parse_timeframe, utc
 
 _SERIES: Final[LiteralString] = """
@@ -98,10 +99,11 @@ class SeriesLedger:
 
 @dataclass(frozen=True, slots=True)
 class StoreOverview:
-    """The whole store: its PostgreSQL version, size in bytes, origin of its prices, and what needs a look."""
+    """The whole store: PostgreSQL's version, its size and growth a day in bytes, whose prices, what needs a look."""
 
     server_version: str
     size_bytes: int
+    growth_bytes_a_day: int | None
     origin: str | None
     quarantined: int
     revisions: int
@@ -117,6 +119,7 @@ def overview(connection: Connection) -> StoreOverview:
     return StoreOverview(
         server_version=str(one(connection, "SHOW server_version")),
         size_bytes=int(one(connection, "SELECT pg_database_size(current_database())")),
+        growth_bytes_a_day=noted_growth_a_day(connection),
         origin=origin[0] if origin else None,
         quarantined=int(one(connection, "SELECT count(*) FROM trading.candlesticks_quarantine")),
         revisions=int(one(connection, "SELECT count(*) FROM trading.candlestick_revisions")),

@@ -32,6 +32,15 @@ WHERE day >= (clock_timestamp() AT TIME ZONE 'UTC')::date - 30 AND day < (clock_
 ORDER BY day LIMIT 1
 """
 
+_GROWTH: Final[LiteralString] = """
+SELECT ((last.database_bytes - first.database_bytes) / (last.day - first.day))::bigint
+FROM (SELECT day, database_bytes FROM trading.store_sizes ORDER BY day DESC LIMIT 1) AS last
+CROSS JOIN LATERAL (
+    SELECT day, database_bytes FROM trading.store_sizes
+    WHERE day >= last.day - 30 AND day < last.day ORDER BY day LIMIT 1
+) AS first
+"""
+
 _FORGET: Final[LiteralString] = """
 DELETE FROM trading.store_sizes WHERE day < (clock_timestamp() AT TIME ZONE 'UTC')::date - %s
 """
@@ -78,3 +87,9 @@ def growth_a_day(connection: Connection, sizes: Sizes) -> Sizes | None:
         in_parquet = (sizes.parquet_bytes - earlier[4]) // days
     docs, logs = (sizes.data_docs_bytes - earlier[5]) // days, (sizes.logs_bytes - earlier[6]) // days
     return Sizes(candles, in_tables, in_dagster, in_database, in_parquet, docs, logs)
+
+
+def noted_growth_a_day(connection: Connection) -> int | None:
+    """Bytes that were added to the database a day, between the notes of the last thirty days; None if there is one."""
+    found = connection.execute(_GROWTH).fetchone()
+    return None if found is None else int(found[0])

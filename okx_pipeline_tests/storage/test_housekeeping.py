@@ -15,7 +15,7 @@ from okx_pipeline.storage.housekeeping import prune_dagster_events, prune_marks,
 from okx_pipeline.storage.landing import land
 from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.storage.projection import pending_months, project
-from okx_pipeline.storage.sizes import growth_a_day, measure, note_sizes
+from okx_pipeline.storage.sizes import growth_a_day, measure, note_sizes, noted_growth_a_day
 from okx_pipeline.storage.stream_status import Heartbeat, beat
 from okx_pipeline.timeframes import DAY_MS
 from okx_pipeline_tests.storage.test_landing import AUGUST, candle
@@ -168,6 +168,9 @@ def test_growth_is_told_against_the_oldest_note_of_the_last_month(connection: Co
     note_sizes(connection, now, 800)
     growth = growth_a_day(connection, now)
     assert growth is not None
+    assert noted_growth_a_day(connection) == 0
+    connection.execute("UPDATE trading.store_sizes SET database_bytes = database_bytes - 7000 WHERE candles < 0")
+    assert noted_growth_a_day(connection) == 1000
     assert (growth.candles, growth.data_docs_bytes, growth.logs_bytes, growth.parquet_bytes) == (100, 100, 0, None)
     note_sizes(connection, now, 3)
     assert one(connection, "SELECT count(*) FROM trading.store_sizes") == 1
