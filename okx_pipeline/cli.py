@@ -95,14 +95,23 @@ def up(
     speed: Annotated[
         float | None, typer.Option(min=0, help="With --replay: its time, so many times the wall's.")
     ] = None,
+    monitor: Annotated[
+        bool, typer.Option("--monitor", help="Open the monitor in this terminal once everything runs.")
+    ] = False,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Run the data-quality checks once everything runs, and say the result.")
+    ] = False,
 ) -> None:
-    """The whole system on this machine: database, Dagster UI and daemon. Ctrl-C stops all of it."""
+    """The whole system on this machine: database, Dagster UI and daemon, sidecar. Ctrl-C stops all of it."""
     from okx_pipeline import up as system
+    from okx_pipeline.monitor.terminal import Board
 
     if replay is None and (now is not None or speed is not None):
         raise UsageError("--now and --speed are the stand-in's; give --replay with them")
     stand_in = None if replay is None else [_absolute_source(replay), *_given("--now", now), *_given("--speed", speed)]
-    system.run(_settings(), port=port, replay=stand_in, say=lambda line: print(line, flush=True))
+    settings = _settings()
+    with Board(monitor=monitor) as board:
+        system.run(settings, port=port, replay=stand_in, board=board, validate=validate)
 
 
 @app.command()
@@ -378,6 +387,8 @@ def _restore_month(
 @app.command()
 def status(as_json: Json = False) -> None:
     """Whether the store is healthy, and what each series holds; exit status 1 if it is not."""
+    from okx_pipeline.monitor.health import problem_of
+
     settings = _settings()
     try:
         place, store, held, stream = _overview(settings)
@@ -385,7 +396,7 @@ def status(as_json: Json = False) -> None:
         if as_json:
             _print_json({"healthy": False, "problem": str(failure)})
         raise
-    problem = stream.problem or _overdue(held) or _failing(store)
+    problem = problem_of(store, held, stream)
     if as_json:
         _print_json(
             {
@@ -407,26 +418,24 @@ def status(as_json: Json = False) -> None:
         raise PipelineError(problem)
 
 
-def _overdue(held: "Ledger") -> str | None:
-    """What is wrong if candles are missing though there was time to mend them. History on its way is no illness."""
-    overdue = sum(each.overdue for each in held.values())
-    if not overdue:
-        return None
-    worst = max(held.values(), key=lambda each: each.overdue)
-    return (
-        f"{overdue:,} candles are missing for more than a day, {worst.overdue:,} of them of {worst.symbol} "
-        f"{worst.timeframe}; mend them with: okx-pipeline gaps --repair"
-    )
+@app.command()
+def monitor(
+    once: Annotated[
+        bool, typer.Option("--once", help="Print everything as it is now; exit status 1 if it is not healthy.")
+    ] = False,
+) -> None:
+    """The stream and the store live in this terminal, the worst series first; q or Ctrl-C ends it."""
+    from okx_pipeline.monitor import terminal
 
-
-def _failing(store: "StoreOverview") -> str | None:
-    """What is wrong if the checks failed on a day of the last week that was judged."""
-    if store.quality is None or not store.quality.with_errors:
-        return None
-    return (
-        f"the checks fail on {store.quality.with_errors:,} series-days of the week to {store.quality.day}; "
-        "see: okx-pipeline validate"
-    )
+    settings = _settings()
+    _check_there_is_a_store(settings)
+    with _database(settings, migrated=False) as database:
+        if not once:
+            terminal.watch(settings, database)
+            return
+        problem = terminal.once(settings, database)
+    if problem is not None:
+        raise PipelineError(problem)
 
 
 def _series_record(series: "SeriesOverview", held: "SeriesLedger | None") -> dict[str, Any]:
@@ -524,11 +533,21 @@ def stream(
     standby: Annotated[
         bool, typer.Option("--standby", help="Wait for a running sidecar to end, then take over.")
     ] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log lines on stderr as JSON, one object each, without secrets.")
+    ] = False,
 ) -> None:
     """The sidecar alone: every subscribed series live into the store, until SIGINT or SIGTERM."""
     from okx_pipeline.stream import sidecar
 
-    sidecar.run(_settings(), standby=standby, say=_tell)
+    settings = _settings()
+    if log_json:
+        global _log
+        from okx_pipeline import logs
+
+        logs.log_json(sys.stderr, logs.mask_of(settings))
+        _log = logging.getLogger("okx_pipeline")
+    sidecar.run(settings, standby=standby, say=_tell)
 
 
 @app.command()
@@ -619,14 +638,18 @@ def _overview(settings: "Settings") -> "tuple[str, StoreOverview, Ledger, Stream
     from okx_pipeline.storage.overview import ledger, overview
     from okx_pipeline.stream.health import stream_health
 
-    if settings.database_url is None and not (settings.root / "postgres" / "data").exists():
-        raise PipelineError(f"there is no store in {settings.root} yet; start with: okx-pipeline up")
+    _check_there_is_a_store(settings)
     with _database(settings, migrated=False) as database, database.connect() as connection:
         pending = pending_migrations(connection)
         if pending:
             raise PipelineError(f"the schema lacks {', '.join(pending)}; run: okx-pipeline migrate")
         stream = stream_health(connection)
         return database.place, overview(connection), ledger(connection, stream.now_ms), stream
+
+
+def _check_there_is_a_store(settings: "Settings") -> None:
+    if settings.database_url is None and not (settings.root / "postgres" / "data").exists():
+        raise PipelineError(f"there is no store in {settings.root} yet; start with: okx-pipeline up")
 
 
 def _series(
@@ -950,9 +973,20 @@ def _print_json(document: Any) -> None:
     print(json.dumps(document, default=str))
 
 
+_log: logging.Logger | None = None
+"""Where what is told goes, if stderr is a log of lines that are not for people."""
+
+
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if _log is not None:
+        _log.info("%s", text)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _complain(text: str) -> None:
-    _tell("error: " + " ".join(text.split()))
+    line = " ".join(text.split())
+    if _log is not None:
+        _log.error("%s", line)
+    else:
+        print(f"error: {line}", file=sys.stderr, flush=True)

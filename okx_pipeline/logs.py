@@ -29,6 +29,7 @@ SHORTEST_SECRET: Final = 6
 """What is shorter stands in ordinary words too, and is masked as part of a URL alone."""
 
 _PASSWORD_IN_URL: Final = re.compile(r"(?<=://)([^\s:/@\"']*):[^\s/@\"']+@")
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 _OWN_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 Mask = Callable[[str], str]
@@ -119,12 +120,15 @@ class LogFile(RotatingFileHandler):
 
 
 def copy_lines(source: IO[bytes], file: LogFile, mask: Mask) -> threading.Thread:
-    """Write every line that comes from `source` into `file`, in a thread of its own that ends with the source."""
+    """Write every line that comes from `source` into `file`, in a thread of its own that ends with the source.
+
+    Without colours: Dagster puts them in wherever it writes.
+    """
 
     def copy() -> None:
         with source:
             while line := source.readline(LONGEST_LINE):
-                file.line(mask(line.decode(errors="replace").rstrip("\r\n")))
+                file.line(mask(_COLOURS.sub("", line.decode(errors="replace").rstrip("\r\n"))))
 
     thread = threading.Thread(target=copy, name=f"log of {Path(file.baseFilename).stem}", daemon=True)
     thread.start()

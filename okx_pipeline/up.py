@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from time import monotonic, sleep, time
 from typing import Any, Final, TextIO
@@ -25,13 +26,17 @@ import msgspec
 import psutil
 
 from okx_pipeline.errors import AlreadyRunningError, ExitStatus, PipelineError, UsageError
+from okx_pipeline.logs import JsonLines, LogFile, Mask, copy_lines, last_message, mask_of
+from okx_pipeline.monitor.terminal import Board
 from okx_pipeline.settings import Settings
+from okx_pipeline.storage.activity import history_is_read
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database, DatabaseError
+from okx_pipeline.storage.landings import database_now
 from okx_pipeline.storage.migrations import packaged
 from okx_pipeline.storage.opening import opened_database
 from okx_pipeline.storage.parquet import ParquetStore
-from okx_pipeline.storage.stream_status import sidecar_asked_for_s
+from okx_pipeline.storage.stream_status import sidecar_asked_for_s, sidecar_status
 from okx_pipeline.storage.subscriptions import seed_subscriptions
 from okx_pipeline.timeframes import day_ms
 from okx_pipeline.up_guard import STOP_WITHIN_S, end_group
@@ -43,6 +48,7 @@ READY_WITHIN_S: Final = 120
 RESTART_AFTER_S: Final = (1, 2, 5, 15, 60)
 _LOOK_EVERY_S: Final = 0.2
 _OBEY_EVERY_S: Final = 2.0
+_LAST_WORDS_WITHIN_S: Final = 2.0
 _REQUEST_HOLDS_S: Final = 120.0
 SIDECAR_STARTS_WITHIN_S: Final = 60.0
 """A sidecar younger than this may not have beaten yet."""
@@ -66,32 +72,62 @@ class Child:
     name: str
     command: list[str]
     environment: Mapping[str, str]
-    log: Path
     group: int
+    file: LogFile
+    mask: Mask
     process: subprocess.Popen[bytes] | None = None
+    copying: threading.Thread | None = None
     failures: int = 0
     started_s: float = field(default=0.0)
 
     def start(self) -> None:
-        """Start it, its output appended to its log, in the group that the guard ends if we are killed."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command,
-                env=dict(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Not in our group: Ctrl-C in the terminal reaches us, and we stop the children in order.
-                process_group=self.group,
-            )
+        """Start it, what it says copied to its log, in the group that the guard ends if we are killed."""
+        self.process = subprocess.Popen(
+            self.command,
+            env=dict(self.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Not in our group: Ctrl-C in the terminal reaches us, and we stop the children in order.
+            process_group=self.group,
+        )
+        assert self.process.stdout is not None
+        self.copying = copy_lines(self.process.stdout, self.file, self.mask)
         self.started_s = monotonic()
+
+    @property
+    def log(self) -> Path:
+        """Where what it says is kept."""
+        return Path(self.file.baseFilename)
 
     def ended(self) -> int | None:
         """Its exit status if it has ended."""
         return None if self.process is None else self.process.poll()
 
+    def last_words(self) -> str:
+        """The last thing that it said."""
+        if self.copying is not None:
+            # What it started may live on and have its log open still.
+            self.copying.join(_LAST_WORDS_WITHIN_S)
+        return last_message(self.log) or "it said nothing"
 
-def run(settings: Settings, *, port: int, replay: Sequence[str] | None, say: Say) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Nursery:
+    """Where children are started: the process group, the folder of logs, and what is left out of these."""
+
+    group: int
+    logs: Path
+    mask: Mask
+
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Child:
+        file = LogFile(self.logs / f"{name}.log")
+        child = Child(name, [sys.executable, *command], environment, self.group, file, self.mask)
+        child.start()
+        return child
+
+
+def run(settings: Settings, *, port: int, replay: Sequence[str] | None, board: Board, validate: bool = False) -> None:
     """Run everything until SIGINT, SIGTERM or SIGHUP.
 
     Parameters
@@ -100,8 +136,10 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, say: Say
         Of the web UI, on 127.0.0.1.
     replay
         Arguments of the `replay` command, if a stand-in is to take OKX's place.
-    say
+    board
         Told what a person at the terminal wants to know.
+    validate
+        Whether to run the data-quality checks once everything runs, and to say how they ended.
 
     Raises
     ------
@@ -112,30 +150,37 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, say: Say
     PipelineError
         If something does not start; its log is named.
     """
-    with _only_one(settings.root, say) as lock:
+    with _only_one(settings.root, board.say) as lock:
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: stop.set())
         logs = settings.root / "logs"
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        say = _logged(board, logs, mask_of(settings))
         _refuse_taken_port(port)
         port = port or _free_port()
         pages_port = _free_port(port + 1)
         settings = settings.model_copy(update={"pages_url": f"http://{HOST}:{pages_port}"})
         with _guarded_group(lock) as group:
+            nursery = _Nursery(group, logs, mask_of(settings))
             children: list[Child] = []
             if replay is not None:
-                child, settings = _start_replay(settings, replay, group, logs, stop)
+                child, settings = _start_replay(settings, replay, nursery, stop, board)
                 children.append(child)
+            board.await_("the database")
             with opened_database(settings, on_wait=say) as database:
                 try:
                     _prepare(settings, database)
+                    with database.connect() as connection:
+                        since = database_now(connection)
                     before_s = time()
-                    sidecar = _start_sidecar(settings, group, logs)
+                    sidecar = _start_sidecar(settings, nursery)
                     children.append(sidecar)
-                    children.append(_start_pages(settings, pages_port, group, logs))
-                    children += _start_dagster(settings, database, port, group, logs)
-                    _await(children, f"http://{HOST}:{port}/server_info", stop, what="the web UI")
+                    children.append(_start_pages(settings, pages_port, nursery))
+                    children += _start_dagster(settings, database, port, nursery)
+                    url = f"http://{HOST}:{port}/server_info"
+                    _await(children, lambda: _answers(url), stop, board, what="the web UI")
+                    _await(children, lambda: _beats(database, since), stop, board, what="the sidecar")
                     if not stop.is_set():
                         _end_runs(port, before_s)
                         say(f"Dagster UI   http://{HOST}:{port}")
@@ -143,13 +188,38 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, say: Say
                         say(f"PostgreSQL   {database.place}  (.venv/bin/okx-pipeline psql)")
                         say(f"Parquet      {settings.parquet_root}")
                         say(f"OKX          {settings.rest_url}")
+                        say(f"Logs         {logs}")
                         say("ready; Ctrl-C stops everything")
-                        _keep_running(children, stop, say, lambda: _obey(database, sidecar, say))
+                        board.show(settings, database)
+                        validation = _Validation(settings, database, nursery, say) if validate else None
+                        _keep_running(children, stop, say, board, lambda: _obey(database, sidecar, say, validation))
+                        board.close()
                         say("stopping …")
                         _end_runs(port, time())
                 finally:
                     # Before the database is let go of, so that it stops with us.
                     end_group(group)
+
+
+def _logged(board: Board, logs: Path, mask: Mask) -> Say:
+    """What says a line on `board` and in a log of our own, where everything that is logged here goes, too."""
+    file = LogFile(logs / "up.log")
+    file.setFormatter(JsonLines(mask))
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if board.is_drawn:
+            # It would write across what is drawn, which tells of the same.
+            root.removeHandler(handler)
+        else:
+            handler.setLevel(logging.WARNING)
+    root.addHandler(file)
+    log.setLevel(logging.INFO)
+
+    def both(line: str) -> None:
+        log.info("%s", line)
+        board.say(line)
+
+    return both
 
 
 @contextmanager
@@ -207,34 +277,29 @@ def _prepare(settings: Settings, database: Database) -> None:
 
 
 def _start_replay(
-    settings: Settings, arguments: Sequence[str], group: int, logs: Path, stop: threading.Event
+    settings: Settings, arguments: Sequence[str], nursery: _Nursery, stop: threading.Event, board: Board
 ) -> tuple[Child, Settings]:
     port = _free_port()
     url = f"http://{HOST}:{port}"
-    command = [sys.executable, "-P", "-m", "okx_pipeline", "replay", *arguments, "--port", str(port)]
-    child = Child("replay", command, settings.environment(), logs / "replay.log", group)
-    child.start()
-    _await([child], f"{url}/replay/status", stop, what="the replay exchange")
+    command = ["-P", "-m", "okx_pipeline", "replay", *arguments, "--port", str(port)]
+    child = nursery.start("replay", command, settings.environment())
+    _await([child], lambda: _answers(f"{url}/replay/status"), stop, board, what="the replay exchange")
     websocket = f"ws://{HOST}:{port}/ws/v5/business"
     return child, settings.model_copy(update={"rest_url": url, "ws_url": websocket})
 
 
-def _start_sidecar(settings: Settings, group: int, logs: Path) -> Child:
+def _start_sidecar(settings: Settings, nursery: _Nursery) -> Child:
     # Standing by, so that one that somebody runs beside us is no failure of ours.
-    command = [sys.executable, "-P", "-m", "okx_pipeline", "stream", "--standby"]
-    child = Child("sidecar", command, settings.environment(), logs / "sidecar.log", group)
-    child.start()
-    return child
+    command = ["-P", "-m", "okx_pipeline", "stream", "--standby", "--log-json"]
+    return nursery.start("sidecar", command, settings.environment())
 
 
-def _start_pages(settings: Settings, port: int, group: int, logs: Path) -> Child:
-    command = [sys.executable, "-P", "-m", "okx_pipeline", "pages", "--port", str(port)]
-    child = Child("pages", command, settings.environment(), logs / "pages.log", group)
-    child.start()
-    return child
+def _start_pages(settings: Settings, port: int, nursery: _Nursery) -> Child:
+    command = ["-P", "-m", "okx_pipeline", "pages", "--port", str(port)]
+    return nursery.start("pages", command, settings.environment())
 
 
-def _start_dagster(settings: Settings, database: Database, port: int, group: int, logs: Path) -> list[Child]:
+def _start_dagster(settings: Settings, database: Database, port: int, nursery: _Nursery) -> list[Child]:
     home = settings.root / "dagster"
     home.mkdir(exist_ok=True, mode=0o700)
     shutil.copyfile(packaged("dagster.yaml"), home / "dagster.yaml")
@@ -248,37 +313,91 @@ def _start_dagster(settings: Settings, database: Database, port: int, group: int
         "PYTHONSAFEPATH": "1",
     }
     workspace = str(packaged("workspace.yaml"))
-    python = sys.executable
-    webserver = [python, "-m", "dagster_webserver", "-w", workspace, "-h", HOST, "-p", str(port)]
-    daemon = [python, "-m", "dagster._daemon", "run", "-w", workspace]
-    children = [
-        Child("webserver", webserver, environment, logs / "webserver.log", group),
-        Child("daemon", daemon, environment, logs / "daemon.log", group),
+    webserver = ["-m", "dagster_webserver", "-w", workspace, "-h", HOST, "-p", str(port)]
+    daemon = ["-m", "dagster._daemon", "run", "-w", workspace]
+    return [
+        nursery.start("webserver", webserver, environment),
+        nursery.start("daemon", daemon, environment),
     ]
-    for child in children:
-        child.start()
-    return children
 
 
-def _await(children: Sequence[Child], url: str, stop: threading.Event, *, what: str) -> None:
+class _Validation:
+    """The data-quality checks, run once when everything that is to be judged is here; it says how they ended."""
+
+    def __init__(self, settings: Settings, database: Database, nursery: _Nursery, say: Say) -> None:
+        self._settings = settings
+        self._database = database
+        self._nursery = nursery
+        self._say = say
+        self._child: Child | None = None
+        self._ended = False
+        self._waits = False
+
+    def look(self) -> None:
+        """Start it if it can begin, or say how it ended."""
+        if self._ended:
+            return
+        if self._child is None:
+            self._start()
+        elif self._child.ended() is not None:
+            self._ended = True
+            self._say(f"validation: {self._child.last_words()}")
+
+    def _start(self) -> None:
+        # A day that REST was not read for yet would fail for want of its candles, and somebody be told.
+        with self._database.connect() as connection:
+            can_begin = history_is_read(connection)
+        if can_begin:
+            self._say("validation begins")
+            command = ["-P", "-m", "okx_pipeline", "validate"]
+            self._child = self._nursery.start("validation", command, self._settings.environment())
+        elif not self._waits:
+            self._waits = True
+            self._say("validation waits until all history is here")
+
+
+def _await(
+    children: Sequence[Child], is_there: Callable[[], bool], stop: threading.Event, board: Board, *, what: str
+) -> None:
+    board.await_(what)
     deadline = monotonic() + READY_WITHIN_S
     while not stop.wait(_LOOK_EVERY_S):
-        with suppress(httpx.TransportError):
-            if httpx.get(url, timeout=5, trust_env=False).is_success:
-                return
+        if is_there():
+            return
         for child in children:
             status = child.ended()
             if status is not None:
                 kind = UsageError if status == ExitStatus.USAGE else PipelineError
-                raise kind(f"the {child.name} did not start: {_last_line(child.log)} (log: {child.log})")
+                raise kind(f"the {child.name} did not start: {child.last_words()} (log: {child.log})")
         if monotonic() > deadline:
             raise PipelineError(f"{what} did not answer within {READY_WITHIN_S} s; see {children[0].log.parent}")
 
 
-def _keep_running(children: Sequence[Child], stop: threading.Event, say: Say, obey: Callable[[], None]) -> None:
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _beats(database: Database, since: datetime) -> bool:
+    """Whether a sidecar, ours or one that was there before, has beaten after `since`."""
+    with database.connect() as connection:
+        sidecar = sidecar_status(connection)
+    return sidecar is not None and sidecar.state != "stopped" and sidecar.heartbeat_at > since
+
+
+def _keep_running(
+    children: Sequence[Child],
+    stop: threading.Event,
+    say: Say,
+    board: Board,
+    obey: Callable[[], None],
+) -> None:
     due: dict[str, float] = {}
     obeyed_s = monotonic()
     while not stop.wait(_LOOK_EVERY_S):
+        board.tick()
         now = monotonic()
         if now - obeyed_s > _OBEY_EVERY_S:
             obey()
@@ -298,10 +417,12 @@ def _keep_running(children: Sequence[Child], stop: threading.Event, say: Say, ob
                 child.start()
 
 
-def _obey(database: Database, sidecar: Child, say: Say) -> None:
+def _obey(database: Database, sidecar: Child, say: Say, validation: _Validation | None) -> None:
     """End a sidecar that lives and does not beat, when Dagster's sensor asked for one: it is then started again."""
     try:
         database.revive()
+        if validation is not None:
+            validation.look()
         with database.connect() as connection:
             asked_s = sidecar_asked_for_s(connection)
     except (PipelineError, DatabaseError) as problem:
@@ -354,8 +475,3 @@ def _free_port(first_choice: int = 0) -> int:
         except OSError:
             return _free_port()
         return int(probe.getsockname()[1])
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip().removeprefix("error: ") if lines else "it said nothing"

@@ -135,9 +135,9 @@ def test_what_a_process_says_is_kept_masked_and_bounded(tmp_path: Path, monkeypa
     file.close()
 
 
-def test_the_first_line_is_masked_too(tmp_path: Path) -> None:
+def test_lines_are_masked_and_without_colours(tmp_path: Path) -> None:
     file = LogFile(tmp_path / "x.log")
-    with subprocess.Popen(["echo", f"the token is {BOT}"], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(["printf", f"\033[32mthe token\033[0m is {BOT}\\n"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         copy_lines(process.stdout, file, mask_of(settings())).join()
     file.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Final, LiteralString
 
-from okx_pipeline.storage.database import Connection
+from okx_pipeline.storage.database import Connection, one
 
 # Months are looked at from the latest on, and none before the one that has a candle.
 _LAST: Final[LiteralString] = """
@@ -38,6 +38,23 @@ CROSS JOIN LATERAL (
 
 _OPEN_GAPS: Final[LiteralString] = """
 SELECT count(*), coalesce(sum(candles), 0)::bigint FROM trading.candle_gaps WHERE status = 'open'
+"""
+
+# A series that the ledger was not laid out for yet has no days there.
+_HISTORY_READ: Final[LiteralString] = """
+SELECT NOT EXISTS (
+    SELECT FROM trading.subscriptions AS wanted
+    WHERE wanted.until_ms IS NULL AND NOT EXISTS (
+        SELECT FROM trading.coverage_extents AS extent
+        WHERE extent.symbol = wanted.symbol AND extent.timeframe = wanted.timeframe
+    )
+) AND NOT EXISTS (
+    SELECT FROM trading.coverage
+    JOIN trading.coverage_extents AS extent USING (symbol, timeframe)
+    WHERE (coverage.missing > 0 OR coverage.read_at IS NULL)
+      AND coverage.read_at IS NULL AND coverage.content_hash IS NOT NULL AND extent.until_ms IS NULL
+      AND coverage.day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
+)
 """
 
 _BUDGET: Final[LiteralString] = """
@@ -90,6 +107,11 @@ def open_gaps(connection: Connection) -> OpenGaps:
     """How much is known to be missing."""
     rows: Sequence[tuple[int, int]] = connection.execute(_OPEN_GAPS).fetchall()
     return OpenGaps(*rows[0])
+
+
+def history_is_read(connection: Connection) -> bool:
+    """Whether REST was read for every closed day that is subscribed."""
+    return bool(one(connection, _HISTORY_READ))
 
 
 def budget_use(connection: Connection) -> dict[str, int]:

@@ -13,13 +13,16 @@ from okx_pipeline.storage.activity import (
     OpenDay,
     OpenGaps,
     budget_use,
+    history_is_read,
     landed_within,
     last_opens,
     open_days,
     open_gaps,
 )
 from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.coverage import Read, note_reads
 from okx_pipeline.storage.database import Connection, Database
+from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.storage.request_budget import SharedBudget
 from okx_pipeline.storage.subscriptions import seed_subscriptions, unsubscribe
@@ -94,6 +97,24 @@ def test_open_gaps_are_counted_and_mended_ones_are_not(connection: Connection) -
             (BTC, number * 10 * MINUTE, number * 10 * MINUTE + 2 * MINUTE, status, status, status),
         )
     assert open_gaps(connection) == OpenGaps(2, 6)
+
+
+def test_history_is_read_once_rest_was_read_for_every_closed_day(store: CandleStore, connection: Connection) -> None:
+    assert not history_is_read(connection), "nothing is known of the days yet"
+    now_ms = AUGUST + 2 * DAY_MS + 10 * MINUTE
+    store.account(now_ms)
+    assert not history_is_read(connection)
+    for number, symbol in enumerate((BTC, ETH)):
+        assert not history_is_read(connection), number
+        for day in (date(2026, 8, 1), date(2026, 8, 2)):
+            reads = {SeriesDay(symbol, "1m", day): Read(1_440, 0, False, now_ms)}
+            note_reads(connection, reads)
+    assert history_is_read(connection)
+    store.account(AUGUST + 3 * DAY_MS + 10 * MINUTE)
+    assert not history_is_read(connection), "another day is over"
+    unsubscribe(connection, [BTC, ETH], (), now_ms)
+    store.account(AUGUST + 3 * DAY_MS + 11 * MINUTE)
+    assert history_is_read(connection)
 
 
 async def _used_while_asking(database: Database, connection: Connection) -> list[dict[str, int]]:

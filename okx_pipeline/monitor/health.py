@@ -1,0 +1,93 @@
+"""How healthy everything is: what `status` and `monitor` call ill, and how much of what is subscribed is sound."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from okx_pipeline.storage.overview import SeriesLedger, StoreOverview
+from okx_pipeline.stream.health import StreamHealth
+
+Ledger = Mapping[tuple[str, str], SeriesLedger]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How healthy everything is.
+
+    Parameters
+    ----------
+    percent
+        Share of the subscribed series that are sound: neither late nor refused by OKX, and with no candle missing on a
+        day that REST was read for. 0 while a sidecar ought to beat and does not.
+    reasons
+        Why it is not 100, and whatever else ought to be known, the worst first.
+    problem
+        What is wrong; None while all is healthy. A candle that was found missing within the last day is being mended:
+        it costs percent, and is no illness yet.
+    """
+
+    percent: float
+    reasons: list[str]
+    problem: str | None
+
+
+def health_of(store: StoreOverview, held: Ledger, stream: StreamHealth, wanted: Collection[tuple[str, str]]) -> Health:
+    """The health of everything, `wanted` being the subscribed series."""
+    refused = {} if stream.sidecar is None else stream.sidecar.refused
+    unsound = {key for key in wanted if f"{key[0]} {key[1]}" in refused}
+    with_gaps = {key for key in wanted if key in held and held[key].in_gaps}
+    unsound |= with_gaps
+    streams = stream.sidecar is not None and stream.sidecar.state != "stopped"
+    if streams and stream.maintenance is None:
+        unsound |= {(each.symbol, each.timeframe) for each in stream.silent}
+    percent = 100.0 * (1 - len(unsound) / len(wanted)) if wanted else 100.0
+    reasons = [stream.problem, _refused(refused), overdue(held), _in_gaps(held, with_gaps), failing(store)]
+    if not streams:
+        reasons.append("no sidecar streams")
+    if stream.maintenance is not None:
+        reasons.append(f"OKX is at maintenance: {stream.maintenance}")
+    if not wanted:
+        reasons.append("nothing is subscribed")
+    return Health(
+        percent=0.0 if streams and not stream.is_alive else percent,
+        reasons=[reason for reason in reasons if reason is not None],
+        problem=problem_of(store, held, stream),
+    )
+
+
+def problem_of(store: StoreOverview, held: Ledger, stream: StreamHealth) -> str | None:
+    """What is wrong, in one line; None while all is healthy."""
+    return stream.problem or overdue(held) or failing(store)
+
+
+def overdue(held: Ledger) -> str | None:
+    """What is wrong if candles are missing though there was time to mend them. History on its way is no illness."""
+    missing = sum(each.overdue for each in held.values())
+    if not missing:
+        return None
+    worst = max(held.values(), key=lambda each: each.overdue)
+    return (
+        f"{missing:,} candles are missing for more than a day, {worst.overdue:,} of them of {worst.symbol} "
+        f"{worst.timeframe}; mend them with: okx-pipeline gaps --repair"
+    )
+
+
+def failing(store: StoreOverview) -> str | None:
+    """What is wrong if the checks failed on a day of the last week that was judged."""
+    if store.quality is None or not store.quality.with_errors:
+        return None
+    return (
+        f"the checks fail on {store.quality.with_errors:,} series-days of the week to {store.quality.day}; "
+        "see: okx-pipeline validate"
+    )
+
+
+def _refused(refused: Mapping[str, str]) -> str | None:
+    if not refused:
+        return None
+    first = min(refused)
+    return f"OKX refuses {len(refused):,} series, {first}: {refused[first]}"
+
+
+def _in_gaps(held: Ledger, with_gaps: Collection[tuple[str, str]]) -> str | None:
+    mending = sum(held[key].in_gaps - held[key].overdue for key in with_gaps)
+    return f"{mending:,} candles of {len(with_gaps):,} series are missing, and being mended" if mending else None
