@@ -33,7 +33,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """A URL to which each message is posted as JSON; the README shows the body."""
+    """A URL to which each message is posted as JSON; docs/alerts.md shows the body."""
 
     outbound: Outbound = field(repr=False)
     url: SecretStr = field(repr=False)
