@@ -6,7 +6,9 @@ a killed process cannot leave behind, as the migration library's own lock row wo
 
 import warnings
 from pathlib import Path
-from typing import Final
+from random import random
+from time import monotonic, sleep
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from psycopg import errors
@@ -15,10 +17,24 @@ from yoyo import get_backend, read_migrations
 
 import okx_pipeline
 from okx_pipeline.errors import UsageError
-from okx_pipeline.storage.database import DAGSTER_SCHEMA, SCHEMA, Connection, Database, one, session_lock, translated
+from okx_pipeline.storage.database import (
+    DAGSTER_SCHEMA,
+    SCHEMA,
+    Connection,
+    Database,
+    StorageError,
+    one,
+    session_lock,
+    translated,
+)
 
 OLDEST_SERVER: Final = 150_000
 """The first version of PostgreSQL, as it numbers itself, that takes every statement of ours."""
+
+LOCK_TIMEOUT_MS: Final = 500
+"""Who wants a table that a migration waits for waits as long as it does."""
+
+LOCKS_WITHIN_S: Final = 120.0
 
 _PACKAGE: Final = Path(okx_pipeline.__file__).parent
 
@@ -62,7 +78,8 @@ def migrate(database: Database) -> list[str]:
     UsageError
         If the server is too old, the user may not, or the schema is somebody else's.
     StorageError
-        If the database cannot be reached or is full; migrations that were applied stay, the one at hand left nothing.
+        If the database cannot be reached or is full, or somebody uses a table for minutes on end; migrations that were
+        applied stay, the one at hand left nothing.
     """
     with translated(database.place), database.connect() as connection:
         if not pending_migrations(connection):
@@ -92,11 +109,7 @@ def _apply(connection: Connection, database: Database) -> None:
             # We hold the lock: a row in the library's own was left by a process that was killed.
             backend.break_lock()
             for migration in backend.to_apply(read_migrations(str(packaged("sql")))):
-                # Left to itself the library commits the steps before it notes that they are done: a process killed in
-                # between leaves a schema to which no migration can be applied any more.
-                with backend.transaction():
-                    migration.process_steps(backend, "apply")
-                    backend.mark_one(migration, log=False)
+                _apply_one(backend, migration)
         except (errors.DuplicateTable, errors.DuplicateFunction, errors.DuplicateObject) as problem:
             raise UsageError(
                 f"schema {SCHEMA!r} of {database.place} is in use for something else: {problem.diag.message_primary}; "
@@ -104,6 +117,28 @@ def _apply(connection: Connection, database: Database) -> None:
             ) from problem
         finally:
             backend.connection.close()
+
+
+def _apply_one(backend: Any, migration: Any) -> None:
+    """Apply a migration whole; while others use the tables it tries again, so that nobody waits behind it for long."""
+    until = monotonic() + LOCKS_WITHIN_S
+    while True:
+        try:
+            # Left to itself the library commits the steps before it notes that they are done: a process killed in
+            # between leaves a schema to which no migration can be applied any more.
+            with backend.transaction():
+                backend.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+                migration.process_steps(backend, "apply")
+                backend.mark_one(migration, log=False)
+        except errors.LockNotAvailable as problem:
+            if monotonic() > until:
+                raise StorageError(
+                    f"migration {migration.id!r} waits for tables that somebody uses for {LOCKS_WITHIN_S:.0f} s "
+                    "on end; end long queries and run the same again"
+                ) from problem
+            sleep(0.1 + 0.4 * random())  # noqa: S311 - so that it falls out of step with whoever is in the way
+        else:
+            return
 
 
 def _library_url(url: str) -> str:

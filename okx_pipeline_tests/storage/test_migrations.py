@@ -1,6 +1,7 @@
 """Migrations: from nothing and from earlier, by several processes at once, killed anywhere, never of a newer schema."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,7 @@ from yoyo.backends import DatabaseBackend
 from okx_pipeline.candles import Source
 from okx_pipeline.errors import UsageError
 from okx_pipeline.storage import migrations
-from okx_pipeline.storage.database import Connection, Database, one
+from okx_pipeline.storage.database import Connection, Database, StorageError, one
 from okx_pipeline.storage.landing import land
 from okx_pipeline.storage.migrations import known_migrations, migrate, packaged, pending_migrations
 from okx_pipeline_tests.storage.processes import Doom, barrier, finish, kill, killed, queue, start
@@ -156,6 +157,48 @@ def test_a_user_who_may_not_make_schemas_can_use_ones_made_for_him(empty: Databa
         connection.execute("CREATE SCHEMA trading AUTHORIZATION tenant")
         connection.execute("CREATE SCHEMA dagster AUTHORIZATION tenant")
         assert migrate(as_tenant) == known_migrations()
+
+
+# While others use the tables
+
+
+def test_a_migration_that_has_to_wait_for_a_reader_holds_up_no_landing(
+    empty: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = known_migrations()
+    with monkeypatch.context() as earlier:
+        with_only(earlier, tmp_path / "sql", *[name for name in before if name < "0008"])
+        migrate(empty)
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'relation' AND NOT granted"
+    with empty.connect() as reader, empty.connect() as lander, ThreadPoolExecutor(1) as thread:
+        lander.execute("SET statement_timeout = '30s'")
+        with reader.transaction():
+            one(reader, "SELECT count(*) FROM trading.candle_months")
+            migrating = thread.submit(migrate, empty)
+            seen = landed = 0
+            # It waits, gives way and waits again; every batch lands all the same.
+            while seen < 3 or landed < 20:
+                seen += one(lander, waits)
+                landed += land(lander, [candle(landed)], source=Source.WEBSOCKET).inserted
+                assert not migrating.done()
+        assert migrating.result(60) == [name for name in before if name >= "0008"]
+        assert one(lander, "SELECT count(*) FROM trading.candlesticks") == landed
+
+
+def test_a_table_that_is_used_without_end_is_told_in_a_line_and_left_as_it_was(
+    empty: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as earlier:
+        with_only(earlier, tmp_path / "sql", *[name for name in known_migrations() if name < "0008"])
+        migrate(empty)
+    monkeypatch.setattr(migrations, "LOCKS_WITHIN_S", 0.0)
+    with empty.connect() as reader:
+        with reader.transaction():
+            one(reader, "SELECT count(*) FROM trading.candle_months")
+            with pytest.raises(StorageError, match=r"migration '0008\.maintenance' waits for tables"):
+                migrate(empty)
+        assert applied(reader)[-1] < "0008"
+    assert migrate(empty)
 
 
 # Killed halfway
