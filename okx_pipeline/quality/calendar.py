@@ -23,14 +23,15 @@ STATES: Final = {
     "absent": ("#8aa4d6", "complete but for what OKX does not serve"),
     "quarantined": ("#e0a030", "some of it in quarantine"),
     "missing": ("#d64545", "something is missing"),
-    "open": ("#c9cdd3", "under way"),
+    "open": ("#c9cdd3", "under way, or still to be read"),
 }
 
 
 def state_of(day: DayCoverage) -> str:
     """Which of `STATES` a day is in."""
     if day.missing:
-        return "missing"
+        # History that is still to be read is on its way.
+        return "missing" if day.read_at is not None else "open"
     if day.quarantined:
         return "quarantined"
     if day.content_hash is None:

@@ -12,7 +12,14 @@ from okx_pipeline.quality.consistency import check
 from okx_pipeline.quality.data_docs import Built, DataDocs
 from okx_pipeline.quality.validation import validate
 from okx_pipeline.storage.candle_store import CandleStore
-from okx_pipeline.storage.coverage import DayCoverage, day_coverage, note_judged, series_coverage, unjudged_days
+from okx_pipeline.storage.coverage import (
+    DayCoverage,
+    day_coverage,
+    is_verified,
+    note_judged,
+    series_coverage,
+    unjudged_days,
+)
 from okx_pipeline.storage.database import translated
 from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.quality_results import (
@@ -166,5 +173,5 @@ def _compare(store: CandleStore, symbol: str, day: date) -> None:
     rows = day_coverage(store.connection, symbol, day, day + timedelta(days=1))
     timeframes = [parse_timeframe(row.timeframe) for row in rows]
     within_day = [timeframe for timeframe in timeframes if timeframe.length_ms <= DAY_MS]
-    verified = all(row.verified_at is not None for row in rows if row.present)
+    verified = is_verified(store.connection, rows)
     check(store.connection, symbol, within_day, day_ms(day), day_ms(day) + DAY_MS, confirmed_by_rest=verified)

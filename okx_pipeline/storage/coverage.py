@@ -95,7 +95,8 @@ SELECT * FROM unnest(%s::text[], %s::text[], %s::date[], %s::int[], %s::int[], %
 ON CONFLICT (symbol, timeframe, day) DO UPDATE SET
     expected = excluded.expected, present = excluded.present, absent = excluded.absent,
     quarantined = excluded.quarantined, missing = excluded.missing, corrected = excluded.corrected,
-    content_hash = excluded.content_hash, counted_at = excluded.counted_at
+    content_hash = excluded.content_hash, counted_at = excluded.counted_at,
+    verified_at = CASE WHEN known.content_hash = excluded.content_hash THEN known.verified_at END
 WHERE (known.expected, known.present, known.absent, known.quarantined, known.missing, known.corrected,
        known.content_hash)
       IS DISTINCT FROM
@@ -386,6 +387,18 @@ def series_coverage(
 def day_coverage(connection: Connection, symbol: str, start: date, end: date) -> list[DayCoverage]:
     """The rows of the ledger of a symbol for the days [start, end), by day."""
     return [DayCoverage(*row) for row in connection.execute(_DAYS, (symbol, start, end))]
+
+
+def is_verified(connection: Connection, rows: Iterable[DayCoverage]) -> bool:
+    """Whether REST has served exactly what is held now of everything in `rows`, days of PostgreSQL's months."""
+    held = [row for row in rows if row.present]
+    if any(row.verified_at is None for row in held):
+        return False
+    keys = [SeriesDay(row.symbol, row.timeframe, row.day) for row in held]
+    starts = [day_ms(key.day) for key in keys]
+    parameters = (*_columns(keys)[:2], starts, [start_ms + DAY_MS for start_ms in starts])
+    found = [content_hash for (content_hash,) in connection.execute(_HASHES, parameters)]
+    return found == [row.content_hash for row in held]
 
 
 def unfinished_days(connection: Connection, symbols: Sequence[str]) -> list[Unfinished]:

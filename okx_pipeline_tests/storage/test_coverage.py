@@ -19,6 +19,7 @@ from okx_pipeline.storage.coverage import (
     count,
     day_coverage,
     days_to_reconcile,
+    is_verified,
     note_reads,
     series_coverage,
     unfinished_days,
@@ -181,6 +182,24 @@ def test_a_day_is_verified_only_where_rest_served_exactly_what_is_held(store: Ca
     assert not ledger(store)[1].verified_at
     note_reads(store.connection, {second: Read(24, 24, True, at_ms)})
     assert not ledger(store)[1].verified_at
+
+
+def test_a_day_that_changes_is_verified_no_more(store: CandleStore) -> None:
+    subscribed(store)
+    opens = list(HOUR.opens(START_MS, START_MS + DAY_MS))
+    land(store, opens)
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    key = SeriesDay(SYMBOL, "1h", FIRST)
+    note_reads(store.connection, {key: Read(24, 24, False, NOON_OF_THIRD_MS)})
+    rows = ledger(store)[:1]
+    assert is_verified(store.connection, rows)
+    # By hand, which leaves no mark; then by a landing.
+    store.connection.execute("UPDATE trading.candlesticks SET volume = 7 WHERE timestamp_ms = %s", (opens[0],))
+    assert not is_verified(store.connection, rows)
+    land(store, opens[1:2], volume="6")
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert ledger(store)[0].verified_at is None
+    assert not is_verified(store.connection, ledger(store)[:1])
 
 
 def test_a_day_is_to_be_read_once_more_when_eight_days_have_passed(store: CandleStore) -> None:
