@@ -128,9 +128,8 @@ WHERE known.symbol = gone.symbol AND known.timeframe = gone.timeframe AND known.
 
 _NOTE_READ: Final[LiteralString] = """
 UPDATE trading.coverage AS known SET
-    read_at = greatest(known.read_at, read.at),
-    verified_at = CASE WHEN known.present = read.served AND NOT read.disputed THEN greatest(known.verified_at, read.at)
-                       ELSE known.verified_at END
+    read_at = read.at,
+    verified_at = CASE WHEN known.present = read.served AND NOT read.disputed THEN read.at ELSE known.verified_at END
 FROM unnest(%s::text[], %s::text[], %s::date[], %s::int[], %s::int[], %s::boolean[], %s::timestamptz[])
     AS read (symbol, timeframe, day, asked, served, disputed, at)
 WHERE known.symbol = read.symbol AND known.timeframe = read.timeframe AND known.day = read.day
