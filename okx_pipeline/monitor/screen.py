@@ -133,7 +133,8 @@ def _history(history: History, width: int, strokes: Strokes, budget: dict[str, i
 
 
 def _store(reading: Reading, strokes: Strokes) -> str:
-    parts = [f"database {size(reading.store.size_bytes)}"]
+    grows = reading.store.growth_bytes_a_day
+    parts = [f"database {size(reading.store.size_bytes)}{f' (+{size(grows)} a day)' if grows and grows > 0 else ''}"]
     if reading.disk is not None:
         parts += [f"OKX_HOME {size(reading.disk.used)}", f"{size(reading.disk.free)} free"]
     waiting = sum(each.waiting for each in reading.store.series)
