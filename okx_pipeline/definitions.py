@@ -25,6 +25,7 @@ from okx_pipeline.defs.quality.ledger import (
     reconciliation_job,
 )
 from okx_pipeline.defs.quality.reconciliation import reconciliation
+from okx_pipeline.defs.reports.daily_report import daily_report, daily_report_daily, daily_report_job
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.defs.stream.sensors import sidecar_landings
 from okx_pipeline.defs.stream.streamed_candles import every_series_moves, streamed_candles
@@ -41,6 +42,7 @@ defs = dg.Definitions(
         quality_report,
         partitions,
         housekeeping,
+        daily_report,
     ],
     asset_checks=[every_series_moves, candle_checks],
     jobs=[
@@ -52,8 +54,9 @@ defs = dg.Definitions(
         pages_job,
         partitions_job,
         housekeeping_job,
+        daily_report_job,
     ],
-    schedules=[instruments_daily, candles_daily, partitions_daily, housekeeping_daily],
+    schedules=[instruments_daily, candles_daily, partitions_daily, housekeeping_daily, daily_report_daily],
     sensors=[subscribed_symbols, ledger_work, sidecar_landings, alerts],
     resources={"pipeline": Pipeline()},
     # Steps are few and wait for the network; a process for each would cost six seconds a run.
