@@ -109,8 +109,10 @@ def units(tmp_path: Path) -> dict[str, str]:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     shutil.copytree(DEPLOY / "systemd", tmp_path / "units")
+    # The repository may lie in a path with spaces, which the units' own does not have.
+    (tmp_path / "installed").symlink_to(REPOSITORY)
     for unit in (tmp_path / "units").glob("*.service"):
-        unit.write_text(unit.read_text().replace(INSTALLED, f"{REPOSITORY}/"))
+        unit.write_text(unit.read_text().replace(INSTALLED, f"{tmp_path}/installed/"))
     # A colon at the end: systemd's own units as well.
     return {**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path / 'units'}:"}
 

@@ -223,7 +223,8 @@ def test_a_killed_one_leaves_nothing_and_the_next_one_ends_in_order(
     assert running.stop(signal.SIGKILL) == -signal.SIGKILL
     wait_for(lambda: not system.processes(), "end of what a killed up left")
     with system.up(*replay) as next_one:
-        assert next_one.graphql(RUN, id=run)["runOrError"]["status"] == "CANCELED"
+        # A worker that is told to end may still get to say that it failed.
+        assert next_one.graphql(RUN, id=run)["runOrError"]["status"] in {"CANCELED", "FAILURE"}
         assert not holds_slot(next_one, run)
         wait_for(lambda: status(next_one, backfill) != "REQUESTED", "end of the backfill")
         assert status(next_one, backfill) == "COMPLETED_SUCCESS"
