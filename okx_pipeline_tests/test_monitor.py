@@ -446,7 +446,7 @@ SERIES = st.builds(
     width=st.integers(80, 200),
     height=st.integers(20, 80),
     text=st.text(),
-    number=st.integers(0, 10**7),
+    number=st.integers(0, 10**15),
 )
 def test_whatever_there_is_fits_the_terminal(
     series: list[SeriesNow], width: int, height: int, text: str, number: int
