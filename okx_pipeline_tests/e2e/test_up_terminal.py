@@ -1,0 +1,135 @@
+"""`up` as a person watches it: in a terminal, with the monitor and the checks, on a database with a password."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from okx_pipeline_tests.e2e.system import PROGRAM, System, wait_for
+from okx_pipeline_tests.e2e.terminal import ALTERNATE, NORMAL, Terminal, terminal
+from okx_pipeline_tests.storage.password_server import PasswordServer, password_server
+
+pytestmark = pytest.mark.e2e
+
+BTC = "BTC-USDT-SWAP"
+SENTINEL = "s3ntinel/of a@secret"
+TOLD = (
+    "Dagster UI   http://127.0.0.1:",
+    "Data quality http://127.0.0.1:",
+    "PostgreSQL   ",
+    "Parquet      ",
+    "Logs         ",
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PasswordServer]:
+    """A PostgreSQL whose owner has the sentinel for a password."""
+    with password_server(tmp_path_factory.mktemp("server")) as server:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE okx LOGIN PASSWORD '{SENTINEL}'")
+            connection.execute("CREATE DATABASE okx OWNER okx")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def system(server: PasswordServer, tmp_path_factory: pytest.TempPathFactory) -> System:
+    folder = tmp_path_factory.mktemp("a user")
+    settings = {
+        "OKX_DATABASE_URL": server.url("okx", SENTINEL, "okx"),
+        "OKX_SYMBOLS": BTC,
+        "OKX_TIMEFRAMES": "1h,4h",
+        "OKX_HISTORY_START": "2026-08-20",
+        "OKX_TELEGRAM_TOKEN": "1234567:s3ntinel-token",
+        "OKX_TELEGRAM_CHAT": "1",
+        "OKX_ALERT_WEBHOOK_URL": "http://127.0.0.1:9/s3ntinel-hook",
+        "OKX_DEAD_MAN_URL": "http://127.0.0.1:9/s3ntinel-ping",
+        "OKX_ALERT_ALLOW_HTTP": "true",
+    }
+    return System(folder / "home", folder, **settings)
+
+
+@pytest.fixture(scope="module")
+def shown(system: System, recordings: Path) -> Iterator[Terminal]:
+    """`up --monitor --validate` in a terminal, on the recordings."""
+    stand_in = ["--replay", str(recordings / "candles"), "--now", "2026-08-22T02:00Z", "--speed", "1"]
+    command = [PROGRAM, "up", "--port", str(system.port), "--monitor", "--validate", *stand_in]
+    with terminal(command, system.folder, system.environment, rows=40) as up:
+        yield up
+
+
+# In the order of a user's day: the tests share one `up`.
+
+
+def test_it_says_what_it_waits_for_and_opens_the_monitor_once_ready(shown: Terminal) -> None:
+    shown.await_text("ready; Ctrl-C stops everything")
+    before = shown.text
+    assert "waiting for the web UI" in before
+    for told in TOLD:
+        assert told in before
+    shown.await_text("q leaves the monitor, Ctrl-C stops everything")
+    assert ALTERNATE in shown.raw
+    assert "streaming, beat" in shown.text
+    wait_for(lambda: any(line.startswith(BTC) for line in shown.lines), "a line of a series")
+
+
+def test_q_leaves_the_monitor_for_a_summary_and_what_was_said_meanwhile(shown: Terminal, system: System) -> None:
+    daemon = next(each for each in psutil.Process(shown.process.pid).children() if "dagster._daemon" in each.cmdline())
+    daemon.kill()
+    log = system.home / "logs" / "up.log"
+    wait_for(lambda: "the daemon ended with status -9" in log.read_text(), "its end in the log")
+    assert "the daemon ended" not in shown.text, "the monitor has the terminal"
+    shown.press("q")
+    shown.await_text("the daemon ended with status -9; starting it again in 1 s")
+    assert NORMAL in shown.raw
+    shown.await_text("2 of 2 series sound")
+    shown.await_text("database ")
+
+
+def test_the_checks_are_run_once_history_is_here_and_their_result_is_said(shown: Terminal) -> None:
+    shown.await_text("validation: 2 days of 4 series-days judged: 0 errors")
+    assert shown.text.index("validation waits until all history is here") < shown.text.index("validation begins")
+
+
+def test_ctrl_c_stops_everything_and_leaves_the_terminal_as_it_was(shown: Terminal, system: System) -> None:
+    shown.press("\x03")
+    shown.await_text("stopping …")
+    assert shown.end() == 0
+    assert shown.is_as_it_was
+    assert "Traceback" not in shown.text
+    assert system.processes() == []
+
+
+def test_the_logs_are_bounded_json_where_ours_and_without_a_secret(shown: Terminal, system: System) -> None:
+    logs = {path.name: path.read_text() for path in (system.home / "logs").iterdir()}
+    assert {"up.log", "sidecar.log", "daemon.log", "webserver.log", "pages.log", "validation.log"} <= logs.keys()
+    assert "ntinel" not in "".join(logs.values())
+    assert "ntinel" not in shown.text
+    for name in ("up.log", "sidecar.log"):
+        lines = [json.loads(line) for line in logs[name].splitlines()]
+        assert lines
+        assert all({"at", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert any("watch failed" in line for line in logs["sidecar.log"].splitlines()), (
+        "it asked in vain, without saying whom"
+    )
+
+
+def test_a_terminal_that_is_closed_leaves_nothing(system: System, recordings: Path) -> None:
+    stand_in = ["--replay", str(recordings / "candles"), "--now", "2026-08-22T02:00Z"]
+    command = [PROGRAM, "up", "--port", str(system.port), *stand_in]
+    with terminal(command, system.folder, system.environment) as up:
+        up.await_text("2 of 2 series sound")
+        os.kill(up.process.pid, signal.SIGHUP)
+        assert up.end() == 0
+    assert system.processes() == []
+
+
+def test_the_monitor_needs_a_terminal(system: System) -> None:
+    ended = system.run("up", "--monitor")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: there is no terminal here to draw on; leave --monitor out\n"
