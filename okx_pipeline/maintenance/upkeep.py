@@ -21,7 +21,7 @@ from okx_pipeline.storage.database import session_lock_if_free, translated
 from okx_pipeline.storage.landing import ensure_months
 from okx_pipeline.storage.months import SeriesMonthState, partition_states, series_months
 from okx_pipeline.storage.parquet import DamagedFileError, SeriesMonth
-from okx_pipeline.storage.partitions import InUseError, leave_archived_out, partition_bytes, vacuum_month
+from okx_pipeline.storage.partitions import InUseError, leave_archived_out, may_vacuum, partition_bytes, vacuum_month
 from okx_pipeline.storage.projection import archive_month, archive_whole, rebuild_month, restore_month
 from okx_pipeline.timeframes import DAY_MS, Timeframe, month_bounds, month_of
 
@@ -192,10 +192,11 @@ class Upkeep:
             found.append(following(found[-1]))
         return found
 
-    def prepare(self) -> None:
+    def prepare(self, *, account: bool = True) -> None:
         """Bring the files and the ledger up to date, which decide what can be settled and what can go."""
         self._store.project([])
-        self._store.account(self._now_ms)
+        if account:
+            self._store.account(self._now_ms)
 
     def plan(self, months: Collection[date] | None = None) -> list[MonthPlan]:
         """What is to be done in `months`, or in every month; those with nothing to do included."""
@@ -203,6 +204,7 @@ class Upkeep:
         for state in series_months(self._connection):
             by_month[state.key.month].append(state)
         partitions, done = partition_bytes(self._connection), partition_states(self._connection)
+        vacuums = may_vacuum(self._connection)
         plans = []
         for month in self.months():
             if months is not None and month not in months:
@@ -223,7 +225,7 @@ class Upkeep:
                 live = [state for state in states if not state.archived]
                 changes = bool(plan.archive) or plan.leave_out
                 plan.vacuum = bool(live) and len(settled) == len(live) and (changes or not done[month].vacuumed)
-                plan.vacuum = plan.vacuum and not plan.whole
+                plan.vacuum = plan.vacuum and vacuums and not plan.whole
             plans.append(plan)
         return plans
 
@@ -336,9 +338,19 @@ class LookedAfter:
 
 
 def look_after_months(
-    store: CandleStore, retention: Retention, now_ms: int, months: Collection[date] | None = None
+    store: CandleStore,
+    retention: Retention,
+    now_ms: int,
+    months: Collection[date] | None = None,
+    *,
+    account: bool = True,
 ) -> LookedAfter:
     """Do what is to be done in `months`, or in every month.
+
+    Parameters
+    ----------
+    account
+        Whether `now_ms` is the exchange's time, by which the ledger can be brought up to date first.
 
     Raises
     ------
@@ -349,7 +361,7 @@ def look_after_months(
     """
     upkeep = Upkeep(store, retention, now_ms)
     with upkeep.alone():
-        upkeep.prepare()
+        upkeep.prepare(account=account)
         done = [upkeep.carry_out(plan) for plan in upkeep.plan(months) if not plan.is_idle]
         return LookedAfter(done, upkeep.plan())
 
@@ -377,17 +389,25 @@ def bring_back(
 
 async def maintain(backfill: Backfill, months: Collection[date] | None = None) -> LookedAfter:
     """`look_after_months` of a backfill's store, by the settings and the exchange's clock."""
-    retention = dict(backfill.settings.retention)
-    now_ms = await exchange_ms(backfill)
-    return await asyncio.to_thread(look_after_months, backfill.store, retention, now_ms, months)
+    retention, store = dict(backfill.settings.retention), backfill.store
+    now_ms, known = await _exchange_ms(backfill)
+    return await asyncio.to_thread(look_after_months, store, retention, now_ms, months, account=known)
 
 
-async def exchange_ms(backfill: Backfill) -> int:
-    """The exchange's time; the wall's where OKX cannot be asked and no sidecar ever could: months need no more."""
+async def plan_months(backfill: Backfill) -> list[MonthPlan]:
+    """What `maintain` would do now; changes nothing."""
+    now_ms, _ = await _exchange_ms(backfill)
+    upkeep = Upkeep(backfill.store, dict(backfill.settings.retention), now_ms)
+    with translated(backfill.store.place):
+        return await asyncio.to_thread(upkeep.plan)
+
+
+async def _exchange_ms(backfill: Backfill) -> tuple[int, bool]:
+    """The exchange's time; the wall's, and False, where OKX cannot be asked and no sidecar ever could."""
     try:
-        return await backfill.known_ms()
+        return await backfill.known_ms(), True
     except RetryableError:
-        return int(datetime.now(tz=UTC).timestamp() * 1000)
+        return int(datetime.now(tz=UTC).timestamp() * 1000), False
 
 
 def kept_document(kept: Mapping[SeriesMonth, str]) -> list[dict[str, str]]:
@@ -407,13 +427,6 @@ def _candles(rows: Mapping[SeriesMonth, int]) -> str:
     named = ", ".join(f"{key.symbol} {key.timeframe}" for key in sorted(rows)[:_SERIES_NAMED])
     more = f" and {len(rows) - _SERIES_NAMED} more series" if len(rows) > _SERIES_NAMED else ""
     return f"{_counted(sum(rows.values()), 'candle')} of {named}{more}"
-
-
-async def plan_months(backfill: Backfill) -> list[MonthPlan]:
-    """What `maintain` would do now; changes nothing."""
-    upkeep = Upkeep(backfill.store, dict(backfill.settings.retention), await exchange_ms(backfill))
-    with translated(backfill.store.place):
-        return await asyncio.to_thread(upkeep.plan)
 
 
 def following(month: date) -> date:

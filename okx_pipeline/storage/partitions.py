@@ -50,6 +50,14 @@ WITH RECURSIVE series AS (
 SELECT symbol, timeframe FROM series
 """
 
+# VACUUM can be granted since version 17.
+_MAY_VACUUM: Final[LiteralString] = """
+SELECT CASE WHEN pg_has_role(relowner, 'USAGE') THEN true
+            WHEN current_setting('server_version_num')::int >= 170000 THEN has_table_privilege(oid, 'MAINTAIN')
+            ELSE false END
+FROM pg_class WHERE oid = 'trading.candlesticks'::regclass
+"""
+
 _NOTE_VACUUM: Final[LiteralString] = """
 INSERT INTO trading.month_partitions (month, vacuumed_hash, vacuumed_at) VALUES (%s, %s, clock_timestamp())
 ON CONFLICT (month) DO UPDATE SET vacuumed_hash = excluded.vacuumed_hash, vacuumed_at = excluded.vacuumed_at
@@ -126,6 +134,11 @@ def leave_archived_out(connection: Connection, month: date) -> bool:
             sleep(0.01 + 0.04 * random())  # noqa: S311 - so that two who take turns fall out of step
 
 
+def may_vacuum(connection: Connection) -> bool:
+    """Whether the user may vacuum; if not, it is autovacuum's."""
+    return bool(one(connection, _MAY_VACUUM))
+
+
 def vacuum_month(connection: Connection, month: date, fingerprint: str) -> bool:
     """Vacuum, freeze and analyse a month's partition; nobody waits for it. Autocommit connections only.
 
@@ -137,7 +150,7 @@ def vacuum_month(connection: Connection, month: date, fingerprint: str) -> bool:
     Returns
     -------
     bool
-        False where it cannot be now: another vacuum is at it, or the user may not (MAINTAIN, or the table's owner).
+        False where it cannot be now: another vacuum is at it, or the user may not.
     """
     told: list[str | None] = []
 

@@ -8,7 +8,6 @@ import pytest
 
 from okx_pipeline.candles import Candle, Source
 from okx_pipeline.definitions import defs
-from okx_pipeline.defs.maintenance.housekeeping import housekeeping
 from okx_pipeline.defs.maintenance.months import partitions, partitions_daily
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.maintenance.upkeep import following
@@ -165,9 +164,9 @@ def test_housekeeping_tells_how_big_everything_is_and_from_the_second_day_what_i
     instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection
 ) -> None:
     land_month(pipeline, date(2026, 7, 1))
-    resources = {"pipeline": pipeline}
+    job = defs.resolve_job_def("okx_housekeeping")
     for day in range(2):
-        result = dg.materialize([housekeeping], instance=instance, resources=resources)
+        result = job.execute_in_process(instance=instance, resources={"pipeline": pipeline})
         [event] = result.asset_materializations_for_node("okx__housekeeping")
         metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
         assert metadata["candles"] == 744

@@ -16,6 +16,7 @@ from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Connection, Database, one
 from okx_pipeline.storage.migrations import known_migrations, migrate
 from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.partitions import may_vacuum, vacuum_month
 from okx_pipeline.storage.stream_status import Heartbeat, SidecarLock, beat, save_offsets
 from okx_pipeline.storage.subscriptions import subscribe
 from okx_pipeline.timeframes import HOUR_MS, day_ms, month_bounds, parse_timeframe
@@ -124,6 +125,8 @@ def test_a_reader_looks_and_nothing_else(written: ParquetStore, login: Login) ->
 
 
 def test_the_readers_own_login_is_read_only_and_bounded_in_time(written: ParquetStore, login: Login) -> None:
+    with CandleStore.opened(login("okx_reader"), written) as store:
+        assert len(store.opens(BTC, HOUR, START_MS, END_MS)) == 30 * 24
     with login("okx_reader").connect() as connection:
         assert one(connection, "SHOW default_transaction_read_only") == "on"
         assert one(connection, "SHOW statement_timeout") == "5min"
@@ -181,6 +184,15 @@ def test_one_login_that_writes_and_maintains_runs_everything_without_owning_it(
         assert one(store.connection, "SELECT count(*) FROM trading.candlesticks") == 30 * 24
         owner = "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname LIKE 'candlesticks_2026%%'"
         assert store.connection.execute(owner).fetchall() == [("holder",)]
+
+
+def test_who_may_not_vacuum_leaves_it_to_autovacuum(written: ParquetStore, login: Login) -> None:
+    may = {}
+    for name in ("holder", "mia", "otto"):
+        with login(name).connect() as connection:
+            may[name] = may_vacuum(connection)
+            assert vacuum_month(connection, JUNE, "of now") == may[name]
+    assert may == {"holder": True, "mia": True, "otto": False}
 
 
 def test_whoever_may_not_make_roles_migrates_all_the_same_and_grants_them_when_they_are_there(
