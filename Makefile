@@ -34,7 +34,7 @@ e2e: install ## the tests that start the whole system, alone
 	@$(BIN)/python -m pytest -m e2e
 
 test: install ## the test suite, in under ten minutes
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install ## ruff: style, likely bugs, security
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ from okx_pipeline.quality.verdicts import build_pages, recent_verdicts
 from okx_pipeline.storage.quality_results import DayVerdicts
 
 KEEP_DAYS: Final = 90
-"""Days for which the pages of a validation are kept; its verdicts stay for good."""
+"""Days for which the pages of a validation are kept; its verdicts outlive them."""
 
 REPORT_DAYS: Final = 60
 
