@@ -9,7 +9,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 WITHIN_S = 120
@@ -56,6 +56,10 @@ class Terminal:
     def resize(self, columns: int, rows: int) -> None:
         """Make it larger or smaller."""
         fcntl.ioctl(self._own, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def hang_up(self) -> None:
+        """Close it, as when its window is closed or the line to it is cut."""
+        os.close(self._own)
 
     def end(self) -> int:
         """The command's exit status, once it has ended."""
@@ -111,5 +115,6 @@ def terminal(
         if process.poll() is None:
             process.kill()
             process.wait()
-        os.close(own)
+        with suppress(OSError):
+            os.close(own)
         os.close(other)

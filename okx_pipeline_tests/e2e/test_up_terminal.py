@@ -1,8 +1,6 @@
 """`up` as a person watches it: in a terminal, with the monitor and the checks, on a database with a password."""
 
 import json
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import psutil
 import psycopg
 import pytest
 
-from okx_pipeline_tests.e2e.system import PROGRAM, System, wait_for
+from okx_pipeline_tests.e2e.system import PROGRAM, WITHIN_S, System, wait_for
 from okx_pipeline_tests.e2e.terminal import ALTERNATE, NORMAL, Terminal, terminal
 from okx_pipeline_tests.storage.password_server import PasswordServer, password_server
 
@@ -124,9 +122,10 @@ def test_a_terminal_that_is_closed_leaves_nothing(system: System, recordings: Pa
     command = [PROGRAM, "up", "--port", str(system.port), *stand_in]
     with terminal(command, system.folder, system.environment) as up:
         up.await_text("2 of 2 series sound")
-        os.kill(up.process.pid, signal.SIGHUP)
-        assert up.end() == 0
+        up.hang_up()
+        up.process.wait(WITHIN_S)
     assert system.processes() == []
+    assert '"message":"stopping …"' in (system.home / "logs" / "up.log").read_text().splitlines()[-1], "in order"
 
 
 def test_the_monitor_needs_a_terminal(system: System) -> None:
