@@ -15,19 +15,25 @@ class Health:
 
     Parameters
     ----------
-    percent
-        Share of the subscribed series that are sound: neither late nor refused by OKX, and with no candle missing on a
-        day that REST was read for. 0 while a sidecar ought to beat and does not.
+    sound, wanted
+        Of the subscribed series, those that are sound: neither late nor refused by OKX, and with no candle missing on a
+        day that REST was read for. None while a sidecar ought to beat and does not.
     reasons
-        Why it is not 100, and whatever else ought to be known, the worst first.
+        Why not all are, and whatever else ought to be known, the worst first.
     problem
         What is wrong; None while all is healthy. A candle that was found missing within the last day is being mended:
-        it costs percent, and is no illness yet.
+        its series is not sound, and that is no illness yet.
     """
 
-    percent: float
+    sound: int
+    wanted: int
     reasons: list[str]
     problem: str | None
+
+    @property
+    def percent(self) -> float:
+        """Share of the subscribed series that is sound."""
+        return 100.0 * self.sound / self.wanted if self.wanted else 100.0
 
 
 def health_of(store: StoreOverview, held: Ledger, stream: StreamHealth, wanted: Collection[tuple[str, str]]) -> Health:
@@ -39,7 +45,8 @@ def health_of(store: StoreOverview, held: Ledger, stream: StreamHealth, wanted: 
     streams = stream.sidecar is not None and stream.sidecar.state != "stopped"
     if streams and stream.maintenance is None:
         unsound |= {(each.symbol, each.timeframe) for each in stream.silent}
-    percent = 100.0 * (1 - len(unsound) / len(wanted)) if wanted else 100.0
+    if streams and not stream.is_alive:
+        unsound = set(wanted)
     reasons = [stream.problem, _refused(refused), overdue(held), _in_gaps(held, with_gaps), failing(store)]
     if not streams:
         reasons.append("no sidecar streams")
@@ -48,7 +55,8 @@ def health_of(store: StoreOverview, held: Ledger, stream: StreamHealth, wanted: 
     if not wanted:
         reasons.append("nothing is subscribed")
     return Health(
-        percent=0.0 if streams and not stream.is_alive else percent,
+        sound=len(wanted) - len(unsound),
+        wanted=len(wanted),
         reasons=[reason for reason in reasons if reason is not None],
         problem=problem_of(store, held, stream),
     )

@@ -73,9 +73,7 @@ def head_lines(reading: Reading, width: int, strokes: Strokes) -> Iterator[Text]
 def _health(reading: Reading, width: int) -> Iterator[Text]:
     health = reading.health
     style = _BAD if health.problem else _ODD if health.percent < 100 else _GOOD
-    wanted = len(reading.series)
-    sound = sum(each.is_sound for each in reading.series)
-    yield _labelled("Health", f"{percent(health.percent)}", style, f"  {sound:,} of {wanted:,} series sound")
+    yield _labelled("Health", percent(health.percent), style, f"  {health.sound:,} of {health.wanted:,} series sound")
     for reason in health.reasons[:MOST_REASONS]:
         for line in wrap(reason, width - _LABEL, subsequent_indent="  ")[:MOST_LINES]:
             yield _labelled("", line, style if style != _GOOD else "")
@@ -94,7 +92,7 @@ def _stream(reading: Reading, width: int, strokes: Strokes) -> Iterator[Text]:
         style = _BAD
     connections = int(counters.get("connections", 0))
     parts = [
-        f", beat {sidecar.age_s:.0f} s ago",
+        f", beat {sidecar.age_s:,.0f} s ago",
         f"{connections} connection{'' if connections == 1 else 's'}",
         f"{counters.get('subscribed', 0):,} of {counters.get('series', 0):,} series",
         f"{counters.get('reconnects', 0):,} reconnects",
