@@ -30,11 +30,11 @@ up: install ## the whole system on this machine: UI on http://127.0.0.1:3000
 demo: install ## the same on a made-up market in a home of its own, a minute a second; nothing leaves the machine
 	@OKX_HOME=.okx-demo $(BIN)/okx-pipeline up --replay synthetic --speed 60
 
-e2e: install ## the tests that start the whole system, alone
-	@$(BIN)/python -m pytest -m e2e
+e2e: install ## the tests that start the whole system, and those that take minutes
+	@$(BIN)/python -m pytest -m "e2e or long"
 
 test: install ## the test suite, in under ten minutes
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
 lint: install ## ruff: style, likely bugs, security
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

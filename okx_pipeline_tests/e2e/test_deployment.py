@@ -27,7 +27,8 @@ from okx_pipeline.storage.database import Connection, Database, one
 from okx_pipeline.timeframes import day_ms
 from okx_pipeline_tests.e2e.system import WITHIN_S, free_port, wait_for
 
-pytestmark = pytest.mark.e2e
+# What can be said of the deployment without running it is in test_deploy.
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 REPOSITORY = Path(__file__).parents[2]
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((REPOSITORY / "deploy" / "compose.yaml").read_text())["services"]
