@@ -792,6 +792,12 @@ def test_candles_are_exported_to_a_file_or_to_stdout(collected: Program) -> None
     refused(collected("export", "-", "--symbols", "ETH-USDT"), 2, "nothing of that is subscribed")
 
 
+def test_history_that_is_still_on_its_way_is_not_judged(program: Program, database: Database) -> None:
+    want(database, FIRST_MS, BTC)
+    assert figures(program("validate", "--json"))["verdicts"] == 0
+    assert document(program("gaps", "--json"), 1)["missing"] > 0
+
+
 def test_where_nothing_was_landed_nothing_is_judged(program: Program) -> None:
     assert figures(program("validate", "--json"))["verdicts"] == 0
     assert "nothing has been judged yet" in done(program("status")).stdout

@@ -80,6 +80,8 @@ def judge_days(
 ) -> Iterator[DayJudged]:
     """Judge the days of `wanted` (by symbol), all series of a day at once, in both stores; a day after the other.
 
+    Days that lack candles and that REST was not read for yet are left out.
+
     Parameters
     ----------
     timeframes
@@ -106,6 +108,8 @@ def judge_days(
                 for symbol in by_day[day]
                 for row in day_coverage(store.connection, symbol, day, day + timedelta(days=1))
                 if row.content_hash is not None and row.expected and (not names or row.timeframe in names)
+                # History that is still to be read is on its way: that it is not here yet is no fault of it.
+                if row.read_at is not None or not row.missing
                 if changed is None or SeriesDay(symbol, row.timeframe, day) in changed
             ]
             yield DayJudged(day, _judge(store, docs, day, rows) if rows else [])
