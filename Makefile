@@ -34,7 +34,7 @@ e2e: install ## the tests that start the whole system, and those that take minut
 	@$(BIN)/python -m pytest -m "e2e or long"
 
 test: install ## the test suite, in under ten minutes
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not long"
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
 lint: install ## ruff: style, likely bugs, security
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

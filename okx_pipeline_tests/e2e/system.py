@@ -1,6 +1,7 @@
 """The whole system as a user starts it: `up` in a home of its own, watched from outside."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -146,7 +147,13 @@ def wait_for(look: Callable[[], Any], what: str) -> Any:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback that nobody uses at the moment, nor the next one.
+
+    Out of those that the system hands out by itself: one of them may be somebody else's a moment later.
+    """
+    while True:
+        port = random.randrange(12_000, 30_000, 2)
+        with suppress(OSError), socket.socket() as probe, socket.socket() as next_one:
+            probe.bind(("127.0.0.1", port))
+            next_one.bind(("127.0.0.1", port + 1))
+            return port

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pandas as pd
@@ -266,6 +267,17 @@ POINTS = [
 ]
 
 
+def await_end_of_others(connection: Connection) -> None:
+    """Wait until the server has seen that killed clients are gone: it may still be committing what they sent last."""
+    others = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    deadline = monotonic() + 60
+    while one(connection, others):
+        assert monotonic() < deadline
+
+
 def assert_readers_see_whole_files(connection: Connection, files: ParquetStore) -> None:
     """Nothing of a killed writer is to be seen, and what is marked as projected is in the file."""
     if path_of(files).exists():
@@ -322,6 +334,7 @@ def test_passes_killed_at_random_leave_nothing_wrong(
         process = start(land_and_project_for_ever, database.url, files.root, begun)
         begun.wait(30)
         assert kill(process, after_s=0.1 * dice.random() * max(1, rounds - 14))
+        await_end_of_others(connection)
         assert_readers_see_whole_files(connection, files)
     project(connection, files, pending_months(connection))
     assert pending_months(connection) == []
