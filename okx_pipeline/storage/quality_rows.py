@@ -561,12 +561,13 @@ def _types(schema: pa.Schema) -> dict[str, str]:
 
 def _cast(table: pa.Table, name: str, wanted: pa.DataType) -> pa.ChunkedArray:
     """A column in the type it should have; nulls where it is not there or cannot be."""
-    if name in table.schema.names:
-        try:
-            return table[name].cast(wanted)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            pass
-    return pa.chunked_array([pa.nulls(table.num_rows, wanted)])
+    nulls = pa.chunked_array([pa.nulls(table.num_rows, wanted)])
+    if name not in table.schema.names:
+        return nulls
+    try:
+        return table[name].cast(wanted)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return nulls  # its type is among the flaws that are told of
 
 
 def _opening_in(table: pa.Table, start_ms: int) -> pa.Table:
