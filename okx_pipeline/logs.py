@@ -152,11 +152,6 @@ def log_json(stream: IO[str], mask: Mask) -> None:
     sys.excepthook = tell
 
 
-def logs_json() -> bool:
-    """Whether this process logs as JSON lines."""
-    return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
-
-
 def last_message(path: Path) -> str:
     """What the last line of a log says, JSON or not; empty if there is none."""
     lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []

@@ -9,8 +9,6 @@ from typing import Final
 
 from okx_pipeline.timeframes import TIMEFRAMES, Timeframe
 
-DEFAULT_REST_URL: Final = "https://openapi.okx.com"
-DEFAULT_WEBSOCKET_URL: Final = "wss://ws.okx.com/ws/v5/business"
 DEMO_HEADER: Final = ("x-simulated-trading", "1")
 """Sent with every REST request to OKX's demo environment."""
 

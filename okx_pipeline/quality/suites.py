@@ -95,7 +95,6 @@ _IN_SET: Final = "ExpectColumnValuesToBeInSet"
 _UNIQUE: Final = "ExpectCompoundColumnsToBeUnique"
 _NONE: Final = {"max_value": 0}
 _PRICES: Final = tuple(column.name for column in PRICE_COLUMNS)
-_VOLUMES: Final = tuple(column.name for column in VOLUME_COLUMNS)
 
 CRITICAL, WARNING, INFO = Severity.CRITICAL, Severity.WARNING, Severity.INFO
 

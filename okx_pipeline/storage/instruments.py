@@ -7,7 +7,7 @@ from typing import Any, Final
 from psycopg import sql
 
 from okx_pipeline.exchange.messages import Instrument
-from okx_pipeline.storage.database import Connection, one
+from okx_pipeline.storage.database import Connection
 
 _RULES: Final = (
     "instrument_type",
@@ -110,11 +110,6 @@ def lives(connection: Connection) -> dict[str, Life]:
     """When each symbol that was ever listed trades, by the latest version of it."""
     found = connection.execute("SELECT symbol, listed_ms, expires_ms, state FROM trading.current_instruments")
     return {symbol: Life(listed_ms, expires_ms, state) for symbol, listed_ms, expires_ms, state in found}
-
-
-def instruments_known(connection: Connection) -> bool:
-    """Whether any listing has been recorded."""
-    return bool(one(connection, "SELECT EXISTS (SELECT FROM trading.instruments)"))
 
 
 def _row(instrument: Instrument) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import pytest
 
 from okx_pipeline.exchange.messages import Instrument
 from okx_pipeline.storage.database import Connection, Database, one
-from okx_pipeline.storage.instruments import Life, Snapshot, instruments_known, life_of, record_listing
+from okx_pipeline.storage.instruments import Life, Snapshot, life_of, lives, record_listing
 
 BTC = Instrument(
     symbol="BTC-USDT-SWAP",
@@ -41,9 +41,9 @@ def versions(connection: Connection, symbol: str) -> list[tuple[Any, ...]]:
 
 
 def test_a_first_listing_adds_every_instrument_with_all_its_rules(connection: Connection) -> None:
-    assert not instruments_known(connection)
+    assert not lives(connection)
     assert record_listing(connection, [BTC, ETH, FUTURE]) == Snapshot(listed=3, added=3, delisted=0)
-    assert instruments_known(connection)
+    assert lives(connection)
     stored = connection.execute(
         "SELECT instrument_type, family, base_currency, quote_currency, settle_currency, contract_type, "
         "contract_value::text, contract_multiplier::text, contract_currency, tick_size::text, lot_size::text, "
@@ -97,7 +97,7 @@ def test_one_that_is_listed_no_more_is_delisted_once_and_listed_again_when_it_is
 def test_a_listing_that_fails_leaves_nothing(connection: Connection) -> None:
     with pytest.raises(Exception, match="invalid input syntax for type numeric"):
         record_listing(connection, [ETH, msgspec.structs.replace(BTC, tick_size="a tenth")])
-    assert not instruments_known(connection)
+    assert not lives(connection)
     assert record_listing(connection, [BTC]).added == 1
 
 
