@@ -4,7 +4,7 @@ SHELL := /bin/sh
 UV_VERSION := 0.13.8
 BIN := .venv/bin
 
-.PHONY: help install up demo e2e test lint types bench docs lock clean
+.PHONY: help install up demo e2e test lint types faults bench docs lock clean
 
 help: ## what can be done here
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1	/p' Makefile
@@ -35,6 +35,9 @@ e2e: install ## the tests that start the whole system, and those that take minut
 
 test: install ## the test suite, in under ten minutes
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not long"
+
+faults: install ## every fault of the matrix, many times over, judged by a checker of its own; see docs/faults.md
+	@FAULTS=full $(BIN)/python -m pytest okx_pipeline_tests/faults --numprocesses 2 --dist worksteal
 
 lint: install ## ruff: style, likely bugs, security
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -13,6 +13,8 @@ from okx_pipeline.storage.database import Connection, Database
 from okx_pipeline.storage.embedded import EmbeddedPostgres
 from okx_pipeline.storage.migrations import migrate
 
+pytest_plugins = ["okx_pipeline_tests.faults.table"]
+
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "okx"
 
 

@@ -9,7 +9,16 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # What the modules of tests import, so that one is imported quickly.
-_CONTEXT.set_forkserver_preload(["okx_pipeline.storage.opening", "okx_pipeline_tests.storage.test_landing", "pandas"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "okx_pipeline.cli",
+        "okx_pipeline.stream.sidecar",
+        "okx_pipeline.storage.opening",
+        "okx_pipeline_tests.faults.system",
+        "okx_pipeline_tests.storage.test_landing",
+        "pandas",
+    ]
+)
 
 
 def start(work: Callable[..., None], *arguments: Any) -> BaseProcess:
