@@ -22,6 +22,8 @@ from okx_pipeline.exchange.frames import (
     SUBSCRIBE,
     UNSUBSCRIBE,
     Argument,
+    Series,
+    argument_of,
     decode_request,
     encode_event,
     request_id,
@@ -32,6 +34,7 @@ from okx_pipeline.replay.faults import Fault
 from okx_pipeline.replay.limits import SlidingWindow
 from okx_pipeline.replay.pushes import Frame, SeriesPushes
 from okx_pipeline.replay.sockets import SOCKET, Socket
+from okx_pipeline.timeframes import Timeframe
 
 _CHANNELS: Final = {f"{protocol.CHANNEL_PREFIX}{code}": bar for code, bar in BARS.items()}
 _TOO_MANY_CONNECTIONS: Final = 429
@@ -148,6 +151,13 @@ class Channels:
             for connection in self._connections:
                 self._upset(connection, fault)
 
+    def push_again(self, symbol: str, timeframe: Timeframe, open_ms: int) -> None:
+        """Push a candle that closed before, as REST has it now, to those who have subscribed to its series."""
+        argument = argument_of(Series(symbol, timeframe))
+        if argument in self._series:
+            self._owe(self._listeners[argument], self._series[argument].again(open_ms))
+            self._flush(self._listeners[argument])
+
     async def serve(self, websocket: WebSocket, *, candles: bool) -> None:
         """A connection from its handshake to its end; candles have their channels on one path only."""
         status = self._refusal("" if websocket.client is None else websocket.client.host)
@@ -201,6 +211,11 @@ class Channels:
             text = protocol.INVALID_REQUEST_TEXT.format(request=original)
             self._complain(connection, request_id(message), protocol.INVALID_REQUEST, text)
             return
+        if request.op == SUBSCRIBE and any(self._is_invalid(argument) for argument in request.args):
+            self._complain(
+                connection, request.id, protocol.INVALID_REQUEST, protocol.INVALID_REQUEST_TEXT.format(request="")
+            )
+            return
         trading = {rules.symbol for rules in self._exchange.market.instruments(self._exchange.clock.now_ms())}
         for argument in request.args:
             bar = _CHANNELS.get(argument.channel)
@@ -212,6 +227,10 @@ class Channels:
             else:
                 self._subscribe(connection, argument, bar, request.id)
         self._count()
+
+    def _is_invalid(self, argument: Argument) -> bool:
+        bar = _CHANNELS.get(argument.channel)
+        return bar is not None and bool(self._exchange.faults.strike("invalid", argument.symbol, bar.timeframe.name))
 
     def _subscribe(self, connection: Connection, argument: Argument, bar: Bar, echo: str) -> None:
         faults, timeframe = self._exchange.faults, bar.timeframe.name

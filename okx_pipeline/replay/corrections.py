@@ -1,7 +1,8 @@
 """Late corrections: values that the exchange changes of candles it confirmed long before.
 
 OKX does: 7 of 73,656 rows that were seen confirmed at least twice had another volume 3 to 7 days later, and nothing
-announced it. As JSON, to `POST /replay/corrections`, our names for everything, only what changes given:
+announced it. As JSON, to `POST /replay/corrections`, our names for everything, only what changes given; `pushed` sends
+the corrected candle to whoever has subscribed to its series, which OKX was not seen to do:
 
     {"symbol": "BTC-USDT-SWAP", "timeframe": "1h", "timestamp_ms": 1785578400000, "volume": "12345.67"}
 
@@ -32,6 +33,7 @@ class Correction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     volume: str | None = None
     volume_currency: str | None = None
     volume_quote: str | None = None
+    pushed: bool = False
 
 
 _CORRECTION: Final = msgspec.json.Decoder(Correction)

@@ -5,6 +5,7 @@ Nothing here knows HTTP beyond a status and a body, nor where candles come from;
 """
 
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ class Answer:
     status: int
     body: bytes
     media_type: str = "application/json"
+    encoding: str | None = None
     delay_s: float = 0.0
     reset: bool = False
 
@@ -382,6 +384,16 @@ def _damaged(answer: Answer, fault: Fault) -> Answer:
     """The right answer, with what the fault does to any answer."""
     if fault.kind == "truncated":
         return Answer(answer.status, answer.body[: len(answer.body) // 2], answer.media_type)
+    if fault.kind == "bomb":
+        return Answer(answer.status, _compressed(answer.body, fault.megabytes), answer.media_type, encoding="gzip")
     if fault.kind == "slow":
         return Answer(answer.status, answer.body, answer.media_type, delay_s=fault.duration_s)
     return answer
+
+
+def _compressed(body: bytes, megabytes: int) -> bytes:
+    """The body and so many megabytes of blanks, which JSON allows after it, by gzip: a thousandth of their size."""
+    packing = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    blanks = b" " * 1024**2
+    packed = [packing.compress(body), *(packing.compress(blanks) for _ in range(megabytes)), packing.flush()]
+    return b"".join(packed)

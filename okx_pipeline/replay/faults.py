@@ -16,6 +16,7 @@ too_many     429, as if the limit were used up
 slow         the right answer, `seconds` (1) late
 truncated    the right answer, cut off in the middle, its length told as if that were all
 html         HTTP 200 and a web page
+bomb         the right answer, compressed, with `megabytes` (64) of blanks after it
 reset        the connection is reset before any answer
 page_limit   a page holds at most `rows` (100), whatever was asked for
 short        the right page without its oldest rows: only `rows` (1) are left
@@ -44,16 +45,19 @@ to both:
 
 ============  =========================================================================================
 no_channel    a subscription is refused as if the channel were not there
+invalid       a request to subscribe is refused as a whole, without a word of which channel it is about
 mute          a subscription is acknowledged, and nothing ever pushed for it
 duplicate     a frame comes twice
 reorder       a frame comes up to `frames` (3) frames of its series later than it should
-garble        a frame is cut off, a web page, of other types, of 8 columns, has NaN or a number of a billion digits
+garble        a frame is cut off, a web page, of other types, of 8 or 10 columns, has NaN, infinity, an empty text, a
+              number of a billion digits or a confirm of its own, or some of its bytes (never a number's) are others
 withhold      a confirmation never comes; the next candle's frames do
 late          a confirmation comes `seconds` (1) late by the wall's clock, among the next candle's frames
 unconfirm     after a confirmation the same candle comes again as not confirmed
 two_rows      a confirmation comes in one frame with the next candle, newest first
 off_boundary  a confirmation names a moment at which no candle opens: one second late
 lie           a confirmation has another volume than REST
+contradict    after a confirmation the same candle comes confirmed again, with another volume
 ============  =========================================================================================
 """
 
@@ -78,6 +82,7 @@ RequestKind = Literal[
     "slow",
     "truncated",
     "html",
+    "bomb",
     "reset",
     "page_limit",
     "short",
@@ -88,6 +93,7 @@ AtOnceKind = Literal["drop", "half_open", "notice"]
 TimedKind = Literal["refuse", "stall"]
 PushKind = Literal[
     "no_channel",
+    "invalid",
     "mute",
     "duplicate",
     "reorder",
@@ -98,6 +104,7 @@ PushKind = Literal[
     "two_rows",
     "off_boundary",
     "lie",
+    "contradict",
 ]
 Kind = RequestKind | AtOnceKind | TimedKind | PushKind
 
@@ -122,6 +129,7 @@ class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     seconds: float | None = None
     rows: int | None = None
     frames: int = 3
+    megabytes: int = 64
 
     @property
     def duration_s(self) -> float:
@@ -156,6 +164,8 @@ def decode_faults(body: bytes | str) -> list[Fault]:
             raise UsageError(f"a fault cannot have a share of {fault.share}; give a number above 0, up to 1")
         if fault.frames < 1:
             raise UsageError(f"a frame cannot come {fault.frames} frames later; give 1 or more")
+        if not 1 <= fault.megabytes <= 1024:
+            raise UsageError(f"a body cannot have {fault.megabytes} megabytes of blanks; give from 1 to 1024")
         if fault.close is not None:
             _check_close(fault.close)
         if fault.timeframe is not None:

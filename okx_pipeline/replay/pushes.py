@@ -9,6 +9,8 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from okx_pipeline.exchange import protocol
 from okx_pipeline.exchange.frames import Argument, encode_push
 from okx_pipeline.replay.bars import Bar
@@ -61,6 +63,12 @@ class SeriesPushes:
             return None
         return self._encoded([self._forming])
 
+    def again(self, open_ms: int) -> list[Frame]:
+        """A candle that has closed before, as it is served now."""
+        argument = self._argument
+        rows = self._exchange.confirmed(argument.symbol, self._bar, after_ms=open_ms + 1, before_ms=open_ms - 1)
+        return [self._encoded([row]) for row in rows]
+
     def advance(self) -> list[Frame]:
         """Look at the candles again: what is to be pushed since the last time, in order."""
         open_ms, forming = self._open_ms, self._forming
@@ -100,7 +108,7 @@ class SeriesPushes:
             if self._strike("withhold"):
                 continue
             if self._strike("lie"):
-                row = [*row[:5], f"{2 * Decimal(row[5]) + 1:f}", *row[6:]]
+                row = _with_another_volume(row)
             if self._strike("off_boundary"):
                 row = [str(int(row[0]) + SECOND_MS), *row[1:]]
             if late := self._strike("late"):
@@ -109,6 +117,8 @@ class SeriesPushes:
                 together.insert(0, row)
             else:
                 frames.append([row])
+            if self._strike("contradict"):
+                frames.append([_with_another_volume(row)])
             if self._strike("unconfirm"):
                 frames.append([[*row[:-1], protocol.UNCONFIRMED]])
         if together:
@@ -133,8 +143,26 @@ class SeriesPushes:
         return Frame(encode_push(self._argument, rows), sum(row[-1] == protocol.CONFIRMED for row in rows))
 
     def _garbled(self, rows: Rows) -> Frame:
-        way = _WAYS[int(self._exchange.faults.chance.integers(len(_WAYS)))]
-        return Frame(way(self._argument, rows), 0)
+        chance = self._exchange.faults.chance
+        way = int(chance.integers(len(_WAYS) + 1))
+        if way == len(_WAYS):
+            return Frame(_with_other_bytes(encode_push(self._argument, rows), chance), 0)
+        return Frame(_WAYS[way](self._argument, rows), 0)
+
+
+def _with_another_volume(row: Row) -> Row:
+    return [*row[:5], f"{2 * Decimal(row[5]) + 1:f}", *row[6:]]
+
+
+def _with_other_bytes(text: str, chance: np.random.Generator) -> str:
+    """The text with one to four bytes changed, lost or doubled; none of a number, which would be another then."""
+    damaged = bytearray(text.encode())
+    for _ in range(int(chance.integers(1, 5))):
+        places = [place for place, byte in enumerate(damaged) if chr(byte) not in "0123456789."]
+        place = int(chance.choice(places))
+        other = int(chance.choice(_OTHER_BYTES))
+        damaged[place : place + 1] = (bytes([other]), b"", damaged[place : place + 1] * 2)[int(chance.integers(3))]
+    return damaged.decode()
 
 
 def _cut_off(argument: Argument, rows: Rows) -> str:
@@ -158,8 +186,14 @@ _WAYS: Final[tuple[Callable[[Argument, Rows], str], ...]] = (
     _cut_off,
     _of_other_types,
     _with_field(4, "NaN"),
+    _with_field(4, ""),
+    _with_field(6, "-Infinity"),
     _with_field(5, "1e999999999"),
+    _with_field(8, "2"),
     lambda argument, rows: encode_push(argument, [[*row[:7], row[8]] for row in rows]),
+    lambda argument, rows: encode_push(argument, [[*row, row[8]] for row in rows]),
     lambda argument, rows: WEB_PAGE.decode(),
 )
 """What can come instead of a frame."""
+
+_OTHER_BYTES: Final = [byte for byte in range(128) if chr(byte) not in "0123456789."]

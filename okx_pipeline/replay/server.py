@@ -14,10 +14,11 @@ POST /replay/clock           {"now_ms", "speed"}, either or both: puts the excha
 GET /replay/truth            ?symbol=&timeframe=&start_ms=&end_ms=: what a perfect client would hold now, the confirmed
                              candles that open in [start_ms, end_ms): [[timestamp_ms, open_price, high_price,
                              low_price, close_price, volume, volume_currency, volume_quote]], oldest first
-POST /replay/corrections     changes a confirmed candle from now on, silently (see `corrections`)
+POST /replay/corrections     changes a confirmed candle from now on, silently unless told otherwise (see `corrections`)
 ===========================  =====================================================================================
 
-What is wrong with a request to /replay is said in {"error"} with status 400. Answers are JSON, never compressed.
+What is wrong with a request to /replay is said in {"error"} with status 400. Answers are JSON, and compressed by a
+fault alone.
 """
 
 import asyncio
@@ -182,7 +183,8 @@ def _okx(exchange: Exchange, endpoint: Endpoint, latency_s: float) -> Callable[[
             await _reset(request)
         if answer.delay_s + latency_s > 0:
             await asyncio.sleep(answer.delay_s + latency_s)
-        return Response(answer.body, answer.status, media_type=answer.media_type)
+        headers = None if answer.encoding is None else {"Content-Encoding": answer.encoding}
+        return Response(answer.body, answer.status, headers, answer.media_type)
 
     return handle
 
@@ -277,6 +279,8 @@ class _Control:
             self._exchange.correct(correction)
         except UsageError as problem:
             return _wrong(problem)
+        if correction.pushed:
+            self._channels.push_again(correction.symbol, parse_timeframe(correction.timeframe), correction.timestamp_ms)
         return _json(correction)
 
 

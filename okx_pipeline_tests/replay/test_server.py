@@ -110,6 +110,15 @@ def test_a_web_page_can_come_instead(client: httpx.Client):
     assert answer.text.startswith("<!DOCTYPE html>")
 
 
+def test_an_answer_can_be_small_on_the_wire_and_huge_when_unpacked(client: httpx.Client):
+    right = rows(client, limit=3)
+    fault(client, kind="bomb", megabytes=3)
+    answer = client.get(HISTORY_CANDLES.path, params=BTC | {"limit": "3"})
+    assert answer.json()["data"] == right
+    assert len(answer.content) > 3 * 1024**2
+    assert answer.num_bytes_downloaded < 10_000
+
+
 def test_a_connection_can_be_reset_and_the_next_one_works(client: httpx.Client):
     fault(client, kind="reset")
     with pytest.raises(httpx.ReadError):
@@ -148,6 +157,7 @@ def test_a_fault_can_wait_and_several_can_stand_in_line(client: httpx.Client):
         b'{"kind": "flood"}',
         b'{"kind": "html", "endpoint": "trades"}',
         b'{"kind": "status", "status": 200}',
+        b'{"kind": "bomb", "megabytes": 100000}',
     ],
 )
 def test_a_fault_that_is_none_is_refused(client: httpx.Client, body: bytes):

@@ -83,6 +83,17 @@ def test_a_correction_changes_what_rest_serves_and_nothing_around_it(synthetic: 
         assert client.frames() == []
 
 
+def test_a_correction_can_be_pushed_to_whoever_has_subscribed(synthetic: SyntheticMarket):
+    with standing(synthetic) as stand:
+        client, other = stand.subscribed(("candle1H", BTC)), stand.subscribed(("candle1m", BTC))
+        assert correct(stand, timestamp_ms=HOUR, volume="5", pushed=True) == 200
+        (frame,) = client.frames()
+        assert frame["data"] == stand.rest(bar="1H")[-2:-1]
+        assert frame["data"][0][5] == "5"
+        assert other.frames() == []
+        assert correct(stand, symbol=ETH, timestamp_ms=HOUR, volume="5", pushed=True) == 200
+
+
 def test_every_value_can_be_corrected_and_the_last_correction_counts(synthetic: SyntheticMarket):
     with standing(synthetic) as stand:
         values = [f"{number}.5" for number in range(7)]

@@ -273,12 +273,14 @@ def damage(text: str) -> str:
     except msgspec.ValidationError:
         return "types"
     except msgspec.DecodeError:
-        return "html" if text.startswith("<") else "cut off"
-    ((*_, volume, _, _, _),) = frame.data if frame.data is not None and len(frame.data[0]) == 9 else [["8", "", "", ""]]
-    if volume == "8":
-        assert [len(row) for row in frame.data or []] == [8]
-        return "columns"
-    for row in frame.data or []:
+        return "html" if text.startswith("<") else "bytes" if text.endswith("}") else "cut off"
+    if frame.arg != Argument("candle1m", BTC) or not frame.data:
+        return "bytes"
+    for row in frame.data:
+        if len(row) != 9:
+            return f"{len(row)} columns"
+        if row[8] not in ("0", "1"):
+            return f"confirm {row[8]}"
         for number in row[1:8]:
             try:
                 if not Decimal(number).is_finite() or Decimal(number).adjusted() > 10**8:
@@ -298,7 +300,19 @@ def test_frames_can_be_garbled_in_every_way(synthetic: SyntheticMarket):
             texts += client.texts()
         found = [damage(text) for text in texts]
         assert len(texts) == 200
-        assert set(found) == {"nothing", "types", "html", "cut off", "columns", "NaN", "1e999999999"}
+        ways = {
+            "types",
+            "html",
+            "cut off",
+            "8 columns",
+            "10 columns",
+            "NaN",
+            "-Infinity",
+            "",
+            "1e999999999",
+            "confirm 2",
+        }
+        assert ways | {"nothing", "bytes"} <= set(found)
         assert 70 < found.count("nothing") < 130
         whole = [row for text, what in zip(texts, found, strict=True) if what == "nothing" for row in rows_of(text)]
         assert confirmed(whole)
@@ -391,6 +405,28 @@ def test_a_confirmation_can_lie_while_rest_is_right(synthetic: SyntheticMarket):
         assert rows[0][:5] + rows[0][6:] == closed[:5] + closed[6:]
         assert Decimal(rows[0][5]) == 2 * Decimal(closed[5]) + 1
         assert stand.truth(int(closed[0]), int(closed[0]) + 1) == [[int(closed[0]), *closed[1:8]]]
+
+
+def test_a_confirmation_can_be_contradicted(synthetic: SyntheticMarket):
+    with standing(synthetic) as stand:
+        client = stand.subscribed(MINUTE)
+        stand.fault(kind="contradict", requests=1)
+        rows = minutes(stand, client, 2)
+        closed, *rest = plain(stand, 2)
+        assert [rows[0], *rows[2:]] == [closed, *rest]
+        assert rows[1] == [*closed[:5], f"{2 * Decimal(closed[5]) + 1:f}", *closed[6:]]
+
+
+def test_a_request_can_be_refused_as_a_whole_without_a_word_of_why(synthetic: SyntheticMarket):
+    with standing(synthetic) as stand:
+        stand.fault(kind="invalid", symbol=BTC, requests=1)
+        client = stand.connect()
+        client.ask("subscribe", ("candle1m", ETH), MINUTE, id="7")
+        (error,) = client.frames()
+        assert (error["event"], error["code"], error["id"]) == ("error", "60012", "7")
+        assert BTC not in error["msg"]
+        assert stand.figures()["subscriptions"] == 0
+        assert len(client.subscribe(("candle1m", ETH), MINUTE)) == 2
 
 
 def test_faults_of_several_kinds_strike_together_and_of_one_series_only(synthetic: SyntheticMarket):
