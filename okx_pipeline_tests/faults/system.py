@@ -35,7 +35,7 @@ from okx_pipeline_tests.storage import processes
 from okx_pipeline_tests.stream.stand import Stand, wait_until
 
 START = day_ms(date(2026, 8, 20))
-"""The UTC day from which on everything is wanted; the exchange's clock begins half an hour into it."""
+"""The UTC day from which on everything is wanted by default; the exchange's clock begins half an hour into it."""
 
 SPEED = 60.0
 SYMBOLS = "BTC-USDT-SWAP,ETH-USDT-SWAP"
@@ -88,18 +88,21 @@ class System(Stand):
         The test, in which the checker's findings are noted.
     randomly
         Chance, by the test's seed.
+    since_ms
+        From which open time on everything is wanted.
     """
 
     exchange: Exchange = field(kw_only=True)
     item: pytest.Item = field(kw_only=True)
     randomly: random.Random = field(kw_only=True)
+    since_ms: int = field(kw_only=True, default=START)
     running: list[BaseProcess] = field(default_factory=list)
 
     @property
     def checker(self) -> Checker:
         """What judges this system."""
         parquet = Path(self.settings.parquet_root)
-        return Checker(self.url, self.database.url, parquet, self.series(), START)
+        return Checker(self.url, self.database.url, parquet, self.series(), self.since_ms)
 
     def sidecar(self, *variations: Callable[[], None], standby: bool = False) -> BaseProcess:
         """Start a sidecar; each variation, a function of a module, is called in it before it begins."""
@@ -211,6 +214,7 @@ def system(
     *,
     speed: float = SPEED,
     minutes: float = 30,
+    since_ms: int = START,
     url: Callable[[ReplayServer], tuple[str, str]] | None = None,
     **settings: object,
 ) -> Iterator[System]:
@@ -219,13 +223,13 @@ def system(
     Parameters
     ----------
     minutes
-        How far into its day the exchange's clock begins.
+        How long after `since_ms` the exchange's clock begins.
     url
         Gives the REST and WebSocket URLs that the program is told, where they are not the exchange's own.
     settings
         Further settings, or others than by default.
     """
-    clock = ExchangeClock(START + int(minutes * 60_000), speed)
+    clock = ExchangeClock(since_ms + int(minutes * 60_000), speed)
     exchange = Exchange(open_market("synthetic", seed=3, symbols=6), clock, seed=seed)
     with ReplayServer(exchange) as server:
         rest_url, ws_url = url(server) if url else (server.url, server.websocket_url)
@@ -246,6 +250,7 @@ def system(
             exchange=exchange,
             item=item,
             randomly=random.Random(seed),
+            since_ms=since_ms,
         )
         try:
             yield made
