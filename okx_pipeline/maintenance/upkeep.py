@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
+from zlib import crc32
 
 from okx_pipeline.errors import AlreadyRunningError
 from okx_pipeline.exchange.errors import RetryableError
@@ -33,6 +34,9 @@ AHEAD: Final = 3
 SETTLED_AFTER_DAYS: Final = 45
 """A whole month that is this old is settled though REST did not serve all of it or nobody judged it: nothing is read
 again by itself any more."""
+
+READ_BACK_DAYS: Final = 28
+"""Every live file is read back once in so many days, some of them each day: a disk does not tell what it has lost."""
 
 RESTORED_STAYS_DAYS: Final = 7
 """What was brought back is left alone for so long."""
@@ -194,9 +198,16 @@ class Upkeep:
 
     def prepare(self, *, account: bool = True) -> None:
         """Bring the files and the ledger up to date, which decide what can be settled and what can go."""
-        self._store.project([])
+        self._store.project(self._to_read_back())
         if account:
             self._store.account(self._now_ms)
+
+    def _to_read_back(self) -> Iterator[SeriesMonth]:
+        """The live months whose turn it is; a projection makes a file that does not hold its rows anew."""
+        today = self._now_ms // DAY_MS
+        for state in series_months(self._connection):
+            if not state.archived and (crc32(str(state.key).encode()) + today) % READ_BACK_DAYS == 0:
+                yield state.key
 
     def plan(self, months: Collection[date] | None = None) -> list[MonthPlan]:
         """What is to be done in `months`, or in every month; those with nothing to do included."""

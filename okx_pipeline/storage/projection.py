@@ -146,7 +146,7 @@ def project_month(connection: Connection, store: ParquetStore, month: SeriesMont
             marks = _marks(connection, month)
             held = _held_hashes(connection, month)
             wanted = month_hash(held)
-            damage, known = _look_at(store, month, expected=noted_hash is not None)
+            damage, known = _look_at(store, month, wanted, expected=noted_hash is not None)
             written = known is None or known.content_hash != wanted
             table = _rows(connection, month) if written else None
         rows = table.num_rows if table is not None else known.rows if known is not None else 0
@@ -321,10 +321,15 @@ def _copy_back(connection: Connection, month: SeriesMonth, table: pa.Table) -> N
             copy.write_row((month.symbol, month.timeframe, *row))
 
 
-def _look_at(store: ParquetStore, month: SeriesMonth, *, expected: bool) -> tuple[str | None, FileState | None]:
+def _look_at(
+    store: ParquetStore, month: SeriesMonth, wanted: str, *, expected: bool
+) -> tuple[str | None, FileState | None]:
+    """What is wrong with the file, and what it holds; one that says it holds what is `wanted` is read to prove it."""
     try:
         state = store.state(month)
         damage = f"{store.place(month)}: it is gone" if expected and state is None else None
+        if state is not None and state.content_hash == wanted and month_hash(day_hashes(store.read(month))) != wanted:
+            damage, state = f"{store.place(month)}: it does not hold what it says it holds", None
     except DamagedFileError as problem:
         state, damage = None, str(problem)
     if damage:
