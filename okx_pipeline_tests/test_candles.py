@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from okx_pipeline.candles import FRACTION_DIGITS, INTEGER_DIGITS, Candle, canonical, impossibility, parse_symbol
+from okx_pipeline.candles import (
+    FRACTION_DIGITS,
+    INTEGER_DIGITS,
+    Candle,
+    canonical,
+    impossibility,
+    parse_symbol,
+    sound_candle,
+)
 from okx_pipeline.errors import UsageError
 from okx_pipeline.timeframes import parse_timeframe
 
@@ -89,3 +97,22 @@ def test_symbols_are_understood(text: str) -> None:
 def test_what_cannot_be_a_symbol_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not an OKX symbol"):
         parse_symbol(text)
+
+
+near = st.sampled_from(
+    ["0", "1", "9007199254740993", "9007199254740992", "9007199254740994", "0.1", "1.0", "1e1", "-1"]
+)
+
+
+@given(st.lists(near | numbers.map(str) | st.text(max_size=3), min_size=7, max_size=7), st.sampled_from([0, 60_000, 1]))
+def test_what_is_plain_at_a_glance_is_what_takes_the_longer_look_too(texts: list[str], open_ms: int) -> None:
+    glanced = sound_candle("BTC-USDT", MINUTE, open_ms, texts)
+    if glanced is not None:
+        assert glanced == Candle("BTC-USDT", "1m", open_ms, *map(canonical, texts))
+        assert impossibility(MINUTE, glanced) is None
+
+
+def test_an_ordinary_candle_is_plain_at_a_glance_and_two_numbers_of_one_double_are_not() -> None:
+    assert sound_candle("BTC-USDT", MINUTE, 0, ["10.5", "12", "10.5", "12", "0", "0", "0"]) is not None
+    low, high = "9007199254740993", "9007199254740992"
+    assert sound_candle("BTC-USDT", MINUTE, 0, [low, high, low, low, "0", "0", "0"]) is None

@@ -13,18 +13,19 @@ The rules of truth, kept here and nowhere else:
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from itertools import groupby
 from operator import itemgetter
 from typing import Final, LiteralString, NamedTuple, TypeVar
 
-from psycopg import errors, sql
+from psycopg import Cursor, errors, sql
+from psycopg.rows import TupleRow
 
 from okx_pipeline.candles import VALUE_COLUMNS, Candle, Refused, Source
 from okx_pipeline.storage.database import Connection, StorageError
-from okx_pipeline.timeframes import DAY_MS, day_of, month_of
+from okx_pipeline.timeframes import DAY_MS, day_of
 
 Key = tuple[str, str, int]
 T = TypeVar("T")
@@ -57,11 +58,13 @@ _REMARK: Final[LiteralString] = """
 
 # The look at what is stored goes by the key, row by row: a join could choose to read whole months for a small batch.
 # Rows that are there already are left out before the insert, which would lock, and so write to, the row it meets.
+# What comes back is the days that changed, the rows this source may not change, and how many rows were to be written:
+# fewer are where somebody else wrote one of them meanwhile.
 _LAND: Final = sql.SQL(
     """
-WITH landed AS (
-    INSERT INTO trading.candlesticks AS stored (symbol, timeframe, timestamp_ms, {values}, source)
-    SELECT staged.symbol, staged.timeframe, staged.timestamp_ms, {staged_values}, %(source)s
+WITH looked AS MATERIALIZED (
+    SELECT staged.*, stored.symbol IS NULL
+           OR coalesce(%(source)s = 'rest' AND stored.updated_at < %(requested_at)s, false) AS wanted
     FROM pg_temp.landing AS staged
     LEFT JOIN LATERAL (
         SELECT stored.symbol, stored.updated_at, {stored_values}
@@ -70,10 +73,13 @@ WITH landed AS (
           AND stored.timestamp_ms = staged.timestamp_ms
         LIMIT 1
     ) AS stored ON true
-    WHERE stored.symbol IS NULL
-       OR (%(source)s = 'rest' AND stored.updated_at < %(requested_at)s
-           AND ({stored_values}) IS DISTINCT FROM ({staged_values}))
-    ORDER BY staged.symbol, staged.timeframe, staged.timestamp_ms
+    WHERE stored.symbol IS NULL OR ({stored_values}) IS DISTINCT FROM ({staged_values})
+), landed AS (
+    INSERT INTO trading.candlesticks AS stored (symbol, timeframe, timestamp_ms, {values}, source)
+    SELECT symbol, timeframe, timestamp_ms, {values}, %(source)s
+    FROM looked
+    WHERE wanted
+    ORDER BY symbol, timeframe, timestamp_ms
     ON CONFLICT (symbol, timeframe, timestamp_ms) DO UPDATE
         SET {excluded}, source = excluded.source, updated_at = statement_timestamp()
         WHERE %(source)s = 'rest' AND stored.updated_at < %(requested_at)s
@@ -93,7 +99,11 @@ WITH landed AS (
     FROM days ORDER BY symbol, timeframe, day
     {remark}
 )
-SELECT symbol, timeframe, day, inserted, corrected FROM days
+SELECT symbol, timeframe, day, inserted, corrected, NULL::bigint FROM days
+UNION ALL
+SELECT symbol, timeframe, NULL, 0, 0, timestamp_ms FROM looked WHERE NOT wanted
+UNION ALL
+SELECT NULL, NULL, NULL, count(*), 0, NULL FROM looked WHERE wanted
 """
 ).format(
     remark=sql.SQL(_REMARK),
@@ -250,24 +260,15 @@ def land(
     psycopg.Error
         If the database fails; nothing landed, and the same batch can be landed again.
     """
-    keep_first = source is Source.WEBSOCKET
-    batch: dict[Key, Candle] = {}
-    contradicted: list[Key] = []
-    for candle in candles:
-        key = candle.key
-        known = batch.get(key)
-        if known is None or not keep_first:
-            batch[key] = candle
-        elif known != candle:
-            contradicted.append(key)
-    rows = sorted(batch.values())
-    months = {(row.symbol, row.timeframe, month_of(row.timestamp_ms)) for row in rows}
+    rows, contradicted = _one_a_key(candles, keep_first=source is Source.WEBSOCKET)
+    days = _rows_a_day(rows)
+    months = {(day.symbol, day.timeframe, day.day.replace(day=1)) for day in days}
     connection.execute(_STAGE)
 
     def write() -> tuple[Landed, int]:
         with connection.transaction():
             quarantined = _quarantine(connection, refused, source)
-            landed = _land_rows(connection, rows, source, requested_at) if rows else Landed()
+            landed = _land_rows(connection, rows, days, source, requested_at) if rows else Landed()
             _refuse_archived(connection, months)
         return landed, quarantined
 
@@ -330,24 +331,50 @@ def _quarantine(connection: Connection, refused: Sequence[Refused], source: Sour
     return quarantined
 
 
-def _land_rows(connection: Connection, rows: list[Candle], source: Source, requested_at: datetime | None) -> Landed:
+def _one_a_key(candles: Iterable[Candle], *, keep_first: bool) -> tuple[list[Candle], list[Key]]:
+    """The batch sorted by key, each key once, and the keys that came with two values; the first or last one stays."""
+    rows = list(candles)
+    batch = {row[:3]: row for row in (reversed(rows) if keep_first else rows)}
+    contradicted = [] if len(batch) == len(rows) else [row.key for row in rows if keep_first and batch[row.key] != row]
+    return sorted(batch.values()), contradicted
+
+
+def _rows_a_day(rows: Iterable[Candle]) -> dict[SeriesDay, int]:
+    counted = Counter([(row[0], row[1], row[2] // DAY_MS) for row in rows])
+    return {
+        SeriesDay(symbol, timeframe, day_of(number * DAY_MS)): count
+        for (symbol, timeframe, number), count in counted.items()
+    }
+
+
+def _land_rows(
+    connection: Connection,
+    rows: list[Candle],
+    days: Mapping[SeriesDay, int],
+    source: Source,
+    requested_at: datetime | None,
+) -> Landed:
     if len(rows) >= STRAIGHT_FROM and not _occupied(connection, rows):
         try:
             with connection.transaction():
-                return _copy_straight(connection, rows, source)
+                return _copy_straight(connection, rows, days, source)
         except errors.UniqueViolation:
             pass  # somebody landed in the range since we looked; the other way knows what to do with that
+    changes, disputed, wanted = {}, [], 0
     with connection.cursor() as cursor:
-        with cursor.copy(_COPY_STAGED) as copy:
-            copy.write("".join(map(_line, rows)))
-        parameters = {"source": source, "requested_at": requested_at}
-        changes = {
-            SeriesDay(symbol, timeframe, day): Change(inserted, corrected)
-            for symbol, timeframe, day, inserted, corrected in cursor.execute(_LAND, parameters)
-        }
-        same = len(rows) - sum(map(sum, changes.values()))
-        disputed = cursor.execute(_DISPUTED).fetchall() if same else []
-    return Landed(changes, same - len(disputed), 0, [(row[0], row[1], row[2]) for row in disputed])
+        _copy(cursor, _COPY_STAGED, rows, "\n")
+        cursor.execute(_LAND, {"source": source, "requested_at": requested_at})
+        for symbol, timeframe, day, inserted, corrected, timestamp_ms in cursor:
+            if day is not None:
+                changes[SeriesDay(symbol, timeframe, day)] = Change(inserted, corrected)
+            elif timestamp_ms is not None:
+                disputed.append((symbol, timeframe, timestamp_ms))
+            else:
+                wanted = inserted
+        written = sum(map(sum, changes.values()))
+        if written < wanted:
+            disputed = [(row[0], row[1], row[2]) for row in cursor.execute(_DISPUTED)]
+    return Landed(changes, len(rows) - written - len(disputed), 0, disputed)
 
 
 def _occupied(connection: Connection, rows: list[Candle]) -> bool:
@@ -360,14 +387,19 @@ def _occupied(connection: Connection, rows: list[Candle]) -> bool:
     return False
 
 
-def _copy_straight(connection: Connection, rows: list[Candle], source: Source) -> Landed:
-    suffix = f"\t{source}\n"
-    with connection.cursor() as cursor, cursor.copy(_COPY_STRAIGHT) as copy:
-        for start in range(0, len(rows), _COPY_CHUNK):
-            copy.write("".join([_fields(row) + suffix for row in rows[start : start + _COPY_CHUNK]]))
-    days = Counter(SeriesDay(row.symbol, row.timeframe, day_of(row.timestamp_ms)) for row in rows)
+def _copy_straight(connection: Connection, rows: list[Candle], days: Mapping[SeriesDay, int], source: Source) -> Landed:
+    with connection.cursor() as cursor:
+        _copy(cursor, _COPY_STRAIGHT, rows, f"\t{source}\n")
     _mark(connection, days, source)
     return Landed({day: Change(inserted, 0) for day, inserted in days.items()})
+
+
+def _copy(cursor: Cursor[TupleRow], statement: sql.SQL | sql.Composed, rows: list[Candle], ending: str) -> None:
+    # Symbols, timeframes and canonical numbers hold nothing that COPY's text format would have to escape.
+    line = "\t".join(["%s", "%s", "%d", *["%s"] * len(VALUE_COLUMNS)]) + ending
+    with cursor.copy(statement) as copy:
+        for start in range(0, len(rows), _COPY_CHUNK):
+            copy.write("".join([line % row for row in rows[start : start + _COPY_CHUNK]]))
 
 
 def _mark(connection: Connection, days: Collection[SeriesDay], source: Source) -> None:
@@ -375,12 +407,3 @@ def _mark(connection: Connection, days: Collection[SeriesDay], source: Source) -
         symbols, timeframes, dates = ([day[part] for day in days] for part in range(3))
         parameters = {"symbols": symbols, "timeframes": timeframes, "days": dates, "source": source}
         connection.execute(_MARK, parameters)
-
-
-def _fields(row: Candle) -> str:
-    # Symbols, timeframes and canonical numbers hold nothing that COPY's text format would have to escape.
-    return "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s" % row  # noqa: UP031 - twice as fast as an f-string of fields
-
-
-def _line(row: Candle) -> str:
-    return _fields(row) + "\n"
