@@ -44,12 +44,13 @@ def application(settings: Settings) -> Starlette:
             Mount("/reports", StaticFiles(directory=settings.reports_folder, html=True, check_dir=False)),
         ],
         # A page of another site may have its name lead here.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=_known_names(settings))],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=known_names(settings))],
         exception_handlers={404: missing, HTTPException: missing},
     )
 
 
-def _known_names(settings: Settings) -> list[str]:
+def known_names(settings: Settings) -> list[str]:
+    """The names by which what listens here may be asked for: loopback's, and the one in OKX_PAGES_URL."""
     public = urlsplit(settings.pages_url).hostname
     return [HOST, "localhost", *([public] if public else [])]
 

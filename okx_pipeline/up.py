@@ -313,7 +313,7 @@ def _start_dagster(settings: Settings, database: Database, port: int, nursery: _
         "PYTHONSAFEPATH": "1",
     }
     workspace = str(packaged("workspace.yaml"))
-    webserver = ["-m", "dagster_webserver", "-w", workspace, "-h", HOST, "-p", str(port)]
+    webserver = ["-m", "okx_pipeline.defs.webserver", "-w", workspace, "-h", HOST, "-p", str(port)]
     daemon = ["-m", "dagster._daemon", "run", "-w", workspace]
     return [
         nursery.start("webserver", webserver, environment),
