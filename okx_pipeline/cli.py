@@ -228,9 +228,9 @@ def validate(
 ) -> None:
     """Judge every closed day by the data-quality suites; exit status 1 on a failure at the level of an error."""
     settings = _settings()
-    first, last = _range(start, end)
+    wanted = _symbols(symbols), _timeframes(timeframes), *_range(start, end)
     with _database(settings) as database:
-        days = _judge(settings, database, (_symbols(symbols), _timeframes(timeframes), first, last))
+        days = _judge(settings, database, wanted)
     document = _judged(settings, days)
     if as_json:
         _print_json(document)
@@ -572,11 +572,12 @@ def subscribe(
     with _database(settings) as database:
         asyncio.run(_check_listed(settings, database, wanted))
         with database.connect() as connection:
-            changed = want(connection, wanted, _timeframes(timeframes) or settings.timeframes, since_ms)
+            changed = want(connection, wanted, lengths, since_ms)
     _print_subscriptions(changed, as_json)
 
 
 @app.command()
+    lengths = _timeframes(timeframes) or settings.timeframes
 def unsubscribe(
     symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="As BTC-USDT-SWAP or ETH-USDT.")],
     timeframes: Annotated[
@@ -589,9 +590,10 @@ def unsubscribe(
     from okx_pipeline.storage.subscriptions import unsubscribe as want_no_more
 
     now_ms = int(datetime.now(tz=UTC).timestamp() * 1000)
-    with _database(_settings()) as database, database.connect() as connection:
-        wanted = [parse_symbol(symbol) for symbol in symbols]
-        changed = want_no_more(connection, wanted, _timeframes(timeframes), now_ms)
+    settings = _settings()
+    wanted, lengths = [parse_symbol(symbol) for symbol in symbols], _timeframes(timeframes)
+    with _database(settings) as database, database.connect() as connection:
+        changed = want_no_more(connection, wanted, lengths, now_ms)
     if not changed:
         raise UsageError(f"{', '.join(wanted)}: not subscribed; see: okx-pipeline subscriptions")
     _print_subscriptions(changed, as_json)

@@ -7,6 +7,8 @@ from typing import Final
 
 import dagster as dg
 
+from okx_pipeline.candles import parse_symbol
+from okx_pipeline.errors import UsageError
 from okx_pipeline.settings import read_settings
 
 DATE: Final = "date"
@@ -27,9 +29,18 @@ def key_of(day: date, symbol: str) -> dg.MultiPartitionKey:
 
 
 def day_and_symbol(key: str) -> tuple[date, str]:
-    """What a key stands for. Under some ways of running a key is plain text."""
-    day, symbol = str(key).split("|")
-    return date.fromisoformat(day), symbol
+    """What a key stands for. Under some ways of running a key is plain text.
+
+    Raises
+    ------
+    UsageError
+        If it is none: partitions of symbols can be added by hand.
+    """
+    day, _, symbol = str(key).partition("|")
+    try:
+        return date.fromisoformat(day), parse_symbol(symbol)
+    except ValueError:
+        raise UsageError(f"partition {str(key)!r} names no day; it reads like 2026-01-01|BTC-USDT-SWAP") from None
 
 
 def days_by_symbol(keys: Iterable[str]) -> dict[str, list[date]]:

@@ -31,6 +31,7 @@ from okx_pipeline.exchange.frames import (
     decode_frame,
     encode_requests,
 )
+from okx_pipeline.exchange.listings import plain
 from okx_pipeline.timeframes import GRACE_MS, HOUR_MS, MINUTE_MS
 
 PING_AFTER_S: Final = 15.0
@@ -62,6 +63,9 @@ MOST_SILENCES: Final = 6
 
 SPARE_REQUESTS: Final = 80
 """A connection with no more requests than this left of an hour's is replaced: the next one begins a new count."""
+
+MOST_SAID: Final = 300
+"""Characters of what OKX says of an error that are handed on."""
 
 _HOUR_S: Final = HOUR_MS / 1000
 _PONG: Final = protocol.PONG.encode()
@@ -341,7 +345,7 @@ class Connection:
 
     def _refuse(self, series: Series, code: str, message: str) -> None:
         self._subscriptions.pop(argument_of(series), None)
-        self._keeper.refused(series, code, _line(message))
+        self._keeper.refused(series, plain(code, 20), plain(message, MOST_SAID))
 
     # Asking. One round at a time, so that an error that says nothing of its cause can only be about that one.
 
@@ -523,12 +527,8 @@ def _shown(text: str | bytes) -> str:
     return repr(text[:150])
 
 
-def _line(message: str) -> str:
-    return " ".join(message.split())[:300]
-
-
 def _said(error: Frame) -> str:
-    return _line(f"{error.code} {error.msg}")
+    return plain(f"{error.code} {error.msg}", MOST_SAID)
 
 
 def _named(series: Collection[Series]) -> str:

@@ -5,6 +5,7 @@ Which of OKX's codes means which is decided here and nowhere else; whether and w
 
 from okx_pipeline.errors import PipelineError, UsageError
 from okx_pipeline.exchange import protocol
+from okx_pipeline.exchange.listings import plain
 
 
 class ExchangeError(PipelineError):
@@ -57,19 +58,19 @@ def error_of(code: str, message: str, path: str, parameters: dict[str, str]) -> 
     Source of the codes: OKX's error code table of public REST, August 2026; a sub-code (``50004_1101``) counts as its
     code.
     """
-    plain = code.partition("_")[0]
-    said = f"{' '.join(message.split()).rstrip('.')[:200]} (code {code[:20]})"
-    if plain in _THROTTLED_CODES:
+    kind_of_code = code.partition("_")[0]
+    said = f"{plain(message, 200).rstrip('.')} (code {plain(code, 20)})"
+    if kind_of_code in _THROTTLED_CODES:
         return ThrottledError(
             f"OKX asks us to slow down: {said}; if other programs use this address, lower OKX_REST_RATE"
         )
-    if plain in protocol.RETRYABLE_CODES:
+    if kind_of_code in protocol.RETRYABLE_CODES:
         return BusyError(f"OKX cannot answer just now: {said}; try again later")
     symbol = parameters.get(protocol.SYMBOL, "")
-    if plain == protocol.UNKNOWN_INSTRUMENT.code and symbol:
+    if kind_of_code == protocol.UNKNOWN_INSTRUMENT.code and symbol:
         return UnknownSymbolError(
             f"OKX lists no instrument {symbol}: {said}; check how it is spelled and whether it is still listed"
         )
     asked = " ".join(f"{name}={value}" for name, value in parameters.items())
-    kind = InvalidRequestError if plain in _PARAMETER_CODES else RejectedError
+    kind = InvalidRequestError if kind_of_code in _PARAMETER_CODES else RejectedError
     return kind(f"OKX rejects GET {path} {asked}: {said}; check the symbol and the timeframe")

@@ -34,11 +34,11 @@ from okx_pipeline.exchange.errors import (
     WrongHostError,
     error_of,
 )
+from okx_pipeline.exchange.listings import decode_instruments, decode_maintenance, decode_time
 from okx_pipeline.exchange.messages import (
     Instrument,
     Maintenance,
     Page,
-    ServerTime,
     decode_envelope,
     decode_page,
 )
@@ -195,24 +195,20 @@ class RestClient:
     async def instruments(self, kind: str) -> list[Instrument]:
         """Every instrument of a kind (one of `protocol.INSTRUMENT_TYPES`) that OKX lists at present."""
         parameters = {protocol.INSTRUMENT_TYPE: kind}
-        return await self._ask(
-            protocol.INSTRUMENTS, parameters, lambda answer: msgspec.json.decode(answer.data, type=list[Instrument])
-        )
+        listed, odd = await self._ask(protocol.INSTRUMENTS, parameters, lambda answer: decode_instruments(answer.data))
+        if odd:
+            _log.warning("%s lists %d instruments of kind %s that cannot be; passed over", self._host, odd, kind)
+        return listed
 
     async def maintenance(self) -> list[Maintenance]:
         """Maintenance that OKX has announced or is at."""
-        return await self._ask(
-            protocol.STATUS, {}, lambda answer: msgspec.json.decode(answer.data, type=list[Maintenance])
-        )
+        return await self._ask(protocol.STATUS, {}, lambda answer: decode_maintenance(answer.data))
 
     async def server_time(self) -> TimeReading:
         """OKX's clock, and where ours stood in the middle of the round trip."""
 
         def read(answer: _Answer) -> TimeReading:
-            (reading,) = msgspec.json.decode(answer.data, type=tuple[ServerTime])
-            if not (reading.ts.isascii() and reading.ts.isdigit()):
-                raise GarbledError(f"{self._host} answered with the time {reading.ts[:20]!r}; try again later")
-            return TimeReading(int(reading.ts), answer.sent_s + answer.round_trip_s / 2, answer.round_trip_s)
+            return TimeReading(decode_time(answer.data), answer.sent_s + answer.round_trip_s / 2, answer.round_trip_s)
 
         return await self._ask(protocol.TIME, {}, read)
 

@@ -26,10 +26,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from okx_pipeline.candles import FRACTION_DIGITS, INTEGER_DIGITS, VALUE_COLUMNS
+from okx_pipeline.candles import FRACTION_DIGITS, INTEGER_DIGITS, VALUE_COLUMNS, parse_symbol
 from okx_pipeline.errors import UsageError
 from okx_pipeline.storage.database import StorageError
-from okx_pipeline.timeframes import DAY_MS, day_of
+from okx_pipeline.timeframes import DAY_MS, day_of, parse_timeframe
 
 NUMBER: Final = pa.decimal128(INTEGER_DIGITS + FRACTION_DIGITS, FRACTION_DIGITS)
 MOMENT: Final = pa.timestamp("us", tz="UTC")
@@ -65,8 +65,14 @@ class SeriesMonth(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Path of its file below the root of the store."""
-        return f"{FOLDER}/timeframe={self.timeframe}/symbol={self.symbol}/month={self.month:%Y-%m}/{FILE}"
+        """Path of its file below the root of the store.
+
+        Raises
+        ------
+        UsageError
+            If symbol or timeframe cannot be one: a path of them could lead out of the store.
+        """
+        return f"{_folder(self.symbol, self.timeframe)}/month={self.month:%Y-%m}/{FILE}"
 
     def __str__(self) -> str:
         return f"{self.symbol} {self.timeframe} {self.month:%Y-%m}"
@@ -228,7 +234,7 @@ class ParquetStore:
         StorageError
             If the folder cannot be read or the object store is out of reach.
         """
-        folder = f"{FOLDER}/timeframe={timeframe}/symbol={symbol}"
+        folder = _folder(symbol, timeframe)
         try:
             if self._local is not None:
                 names = [path.parent.name for path in (self._local / folder).glob(f"month=*/{FILE}")]
@@ -296,6 +302,10 @@ class ParquetStore:
                 f"cannot write {self.place(month)}: {_first_line(problem)}; PostgreSQL has the rows: "
                 "mend that and run the same again"
             ) from problem
+
+
+def _folder(symbol: str, timeframe: str) -> str:
+    return f"{FOLDER}/timeframe={parse_timeframe(timeframe).name}/symbol={parse_symbol(symbol)}"
 
 
 def _write_beside_and_rename(path: Path, write: Callable[[Any], object]) -> None:
