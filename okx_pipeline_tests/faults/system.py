@@ -47,6 +47,7 @@ Point = tuple[str, str, bool]
 POINTS: dict[str, Point] = {
     "received": ("okx_pipeline.stream.lander:Lander", "offer", True),
     "before copy": ("okx_pipeline.storage.landing", "_land_rows", False),
+    "in a copy": ("psycopg:Copy", "write", True),
     "after copy": ("psycopg:Copy", "__exit__", True),
     "before commit": ("okx_pipeline.storage.landing", "_refuse_archived", True),
     "after commit": ("okx_pipeline.storage.candle_store:CandleStore", "land", True),
@@ -58,9 +59,9 @@ POINTS: dict[str, Point] = {
 """Points at which a sidecar that is killed has something in its hands."""
 
 
-def dying_at(point: str, call: int = 1) -> Callable[[], None]:
-    """A variation: the process kills itself at the `call`-th time it comes to a point of `POINTS`."""
-    return _Dying(*POINTS[point], call)
+def dying_at(point: str, call: int = 1, *, number: int = signal.SIGKILL, pid: int | None = None) -> Callable[[], None]:
+    """A variation: at the `call`-th time it comes to a point of `POINTS`, it is sent a signal, or another process."""
+    return _Dying(*POINTS[point], call, number, pid)
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,14 @@ class _Dying:
     function: str
     after: bool
     call: int
+    number: int
+    pid: int | None
 
     def __call__(self) -> None:
         module, _, name = self.owner.partition(":")
         owner = import_module(module)
-        processes.Doom(getattr(owner, name) if name else owner, self.function, call=self.call, after=self.after)
+        doom = processes.Doom(getattr(owner, name) if name else owner, self.function, call=self.call, after=self.after)
+        doom.strike = lambda: os.kill(self.pid or os.getpid(), self.number)  # type: ignore[method-assign]
 
 
 @dataclass
@@ -108,9 +112,13 @@ class System(Stand):
         """Start a sidecar; each variation, a function of a module, is called in it before it begins."""
         return self.process(_sidecar, self.settings, standby, variations)
 
-    def command(self, *arguments: str, **variables: str) -> int:
-        """Run a command of the program to its end; returns its exit status. What it writes goes to the log."""
-        process = self.process(_command, arguments, self.settings.environment() | variables)
+    def begin(self, *arguments: str, variations: Sequence[Callable[[], None]] = (), **variables: str) -> BaseProcess:
+        """Start a command of the program, with variations and further environment variables."""
+        return self.process(_command, arguments, self.settings.environment() | variables, variations)
+
+    def command(self, *arguments: str, variations: Sequence[Callable[[], None]] = (), **variables: str) -> int:
+        """Run a command to its end; returns its exit status. What it writes goes to the log."""
+        process = self.begin(*arguments, variations=variations, **variables)
         process.join(120)
         assert process.exitcode is not None, f"{arguments[0]} never ended\n{self.told()}"
         return process.exitcode
@@ -278,9 +286,13 @@ def _sidecar(settings: Settings, standby: bool, variations: Sequence[Callable[[]
         sys.exit(int(problem.exit_status))
 
 
-def _command(arguments: Sequence[str], environment: dict[str, str]) -> None:
+def _command(
+    arguments: Sequence[str], environment: dict[str, str], variations: Sequence[Callable[[], None]] = ()
+) -> None:
     from okx_pipeline import cli
 
+    for vary in variations:
+        vary()
     os.environ.update(environment)
     sys.argv = ["okx-pipeline", *arguments]
     sys.exit(cli.main())

@@ -1,8 +1,31 @@
 """Processes that die: killed at random moments and at the worst ones, starved, or ended in a commit."""
 
+import resource
+import signal
+from dataclasses import dataclass
+
+import psutil
 import pytest
 
-from okx_pipeline_tests.faults.system import System
+from okx_pipeline_tests.faults.system import System, dying_at
+from okx_pipeline_tests.stream.stand import wait_until
+
+BEFORE_COMMIT = ("received", "before copy", "in a copy", "after copy", "before commit")
+AFTER_COMMIT = ("after commit", "before offset", "before count", "before file", "after file")
+
+
+@dataclass(frozen=True)
+class Limited:
+    """The process has no more of a resource than it has now, and `more`."""
+
+    what: int
+    more: int
+
+    def __call__(self) -> None:
+        mine = psutil.Process()
+        used = mine.memory_info().vms if self.what == resource.RLIMIT_AS else mine.num_fds()
+        _, hard = resource.getrlimit(self.what)
+        resource.setrlimit(self.what, (used + self.more, hard))
 
 
 @pytest.mark.fault(1, "sidecar killed at a random moment", tries=40)
@@ -14,3 +37,68 @@ def test_a_sidecar_that_is_killed_at_random_moments_loses_nothing(system: System
         system.holds_its_promises()
     system.streaming()
     system.recovers()
+
+
+@pytest.mark.fault(1, "sidecar killed between receipt and commit", tries=6)
+def test_a_sidecar_that_dies_with_candles_in_its_hands_gets_them_again(system: System) -> None:
+    for point in BEFORE_COMMIT:
+        system.dies(system.sidecar(dying_at(point, system.randomly.randint(1, 4))))
+        system.holds_its_promises()
+    system.streaming()
+    assert system.recovers().explained == 0
+
+
+@pytest.mark.fault(2, "sidecar killed after the commit, before it is noted", tries=6)
+def test_a_sidecar_that_dies_before_it_has_noted_a_commit_lands_nothing_twice(system: System) -> None:
+    for point in AFTER_COMMIT:
+        # The passes over ledger and files come seldom; their first time has to do.
+        call = 1 if point in ("before count", "before file", "after file") else system.randomly.randint(1, 4)
+        system.dies(system.sidecar(dying_at(point, call)))
+        system.holds_its_promises()
+    system.streaming()
+    assert system.recovers().explained == 0
+    assert system.count("SELECT count(*) FROM trading.candlestick_revisions") == 0
+
+
+@pytest.mark.fault(32, "SIGTERM in a commit", tries=10)
+def test_a_sidecar_that_is_told_to_end_in_a_commit_finishes_it_and_ends_well(system: System) -> None:
+    point = system.randomly.choice(BEFORE_COMMIT[1:] + AFTER_COMMIT[:1])
+    process = system.sidecar(dying_at(point, system.randomly.randint(1, 6), number=signal.SIGTERM))
+    process.join(60)
+    assert process.exitcode == 0, system.told()
+    assert system.rows("SELECT state FROM trading.stream_status") == [("stopped",)]
+    system.holds_its_promises()
+    system.streaming()
+    system.recovers()
+
+
+@pytest.mark.fault(32, "no memory left", tries=6)
+def test_a_sidecar_without_memory_ends_or_goes_on_and_the_next_one_loses_nothing(system: System) -> None:
+    for _ in range(3):
+        process = system.sidecar(Limited(resource.RLIMIT_AS, system.randomly.randint(0, 40) * 1_000_000))
+        system.lets_pass(2)
+        system.end(process)
+        system.holds_its_promises()
+    system.streaming()
+    system.recovers()
+
+
+@pytest.mark.fault(32, "no file descriptors left", tries=6)
+def test_a_sidecar_without_file_descriptors_goes_on_once_there_are_some(system: System) -> None:
+    process = system.streaming()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pid = process.pid
+    assert pid is not None
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (system.randomly.randint(3, 12), hard))
+    # Whatever it opens anew fails: its connections to the exchange and to the database.
+    system.fault({"kind": "drop"})
+    system.rows(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    system.lets_pass(3)
+    assert process.exitcode is None, system.told()
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+    wait_until(lambda: system.counter("connections") > 0, "it is connected again")
+    system.recovers()
+    assert process.exitcode is None, system.told()
