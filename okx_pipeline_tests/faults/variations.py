@@ -11,6 +11,9 @@ from dataclasses import dataclass
 IMPATIENCE = 10
 """How much sooner an impatient sidecar doubts whom it talks to."""
 
+IMPATIENCE_WITH_A_SERIES = 40
+"""The same of a silent series, which is otherwise given two minutes and more."""
+
 
 def impatient() -> None:
     """Connections and requests are given up `IMPATIENCE` times as soon: what is watched, and how, stays the same."""
@@ -19,17 +22,17 @@ def impatient() -> None:
 
     for module, names in (
         (connection, ("PING_AFTER_S", "PONG_WITHIN_S", "ANSWER_WITHIN_S", "AFTER_ERROR_S", "STALL_LOOK_S")),
-        (connection, ("SILENCE_LOOK_S",)),
         (dialing, ("OPEN_WITHIN_S", "CLOSE_WITHIN_S")),
         (lane, ("STALL_S",)),
     ):
         for name in names:
             setattr(module, name, getattr(module, name) / IMPATIENCE)
+    connection.SILENCE_LOOK_S /= IMPATIENCE_WITH_A_SERIES  # type: ignore[misc]
     _default(rest.RestClient, "request_timeout_s", rest.REQUEST_TIMEOUT_S / IMPATIENCE)
 
     def patience_s(subscription: connection._Subscription) -> float:
         longest_ms = max(subscription.series.timeframe.length_ms, MINUTE_MS) + GRACE_MS
-        return longest_ms / 1000 / IMPATIENCE * float(1 << subscription.silences)
+        return longest_ms / 1000 / IMPATIENCE_WITH_A_SERIES * float(1 << subscription.silences)
 
     connection._Subscription.patience_s = property(patience_s)  # type: ignore[assignment,method-assign]
 
