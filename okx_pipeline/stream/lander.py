@@ -6,7 +6,7 @@ Frames never wait for it. What does not fit is dropped here and fetched again la
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic
@@ -28,6 +28,8 @@ CAPACITY: Final = 100_000
 """Candles that wait at the most, some 50 MB; a thousand series of one minute fill it in 100 minutes."""
 
 LONGEST_PAUSE_S: Final = 5.0
+LAST_S: Final = 5.0
+"""How long it goes on landing when it is told to end; a statement that takes longer is cancelled."""
 
 
 @dataclass(slots=True)
@@ -83,6 +85,7 @@ class Lander:
         self._arrived = asyncio.Event()
         self._store: CandleStore | None = None
         self._opened = ExitStack()
+        self._landing: asyncio.Future[Landed] | None = None
         self.is_away = False
 
     @property
@@ -123,6 +126,7 @@ class Lander:
         finally:
             if not self.is_away:
                 await asyncio.shield(self._last_drain())
+            await asyncio.shield(self._end_landing())
             await asyncio.to_thread(self._close)
 
     async def _drain(self) -> None:
@@ -131,7 +135,7 @@ class Lander:
             # Taken off before it lands, so that nothing is added to a batch that is being landed.
             batch = self._waiting.popleft()
             try:
-                landed = await asyncio.to_thread(self._land, batch)
+                landed = await self._landed(batch)
             except RefusedRowError as problem:
                 self._divide(batch, problem)
             except (PipelineError, DatabaseError) as problem:
@@ -163,12 +167,32 @@ class Lander:
 
     async def _last_drain(self) -> None:
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(LAST_S):
+                # What was being landed is on its way yet, and waits here too: to land it again changes nothing.
+                if self._landing is not None:
+                    await asyncio.wait({self._landing})
                 while self._waiting and not self.is_away:
                     batch = self._waiting.popleft()
-                    self._on_landed(batch, await asyncio.to_thread(self._land, batch))
+                    self._on_landed(batch, await self._landed(batch))
         except (PipelineError, DatabaseError, TimeoutError) as problem:
             self._counters.wrong("not landed at the end", str(problem).partition("\n")[0])
+
+    async def _landed(self, batch: Batch) -> Landed:
+        self._landing = asyncio.ensure_future(asyncio.to_thread(self._land, batch))
+        landed = await asyncio.shield(self._landing)
+        self._landing = None
+        return landed
+
+    async def _end_landing(self) -> None:
+        """Whoever was cancelled while a batch landed has left it in its thread, and the connection with it."""
+        if self._landing is None:
+            return
+        if not self._landing.done() and self._store is not None:
+            with suppress(DatabaseError):
+                await asyncio.to_thread(self._store.connection.cancel_safe, timeout=LAST_S)
+        await asyncio.wait({self._landing})
+        # Of no interest any more: what has not landed is asked for again by whoever streams next.
+        self._landing.exception()
 
     async def _revive(self) -> None:
         try:
