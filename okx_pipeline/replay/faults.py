@@ -152,7 +152,7 @@ def decode_faults(body: bytes | str) -> list[Fault]:
     """
     try:
         decoded = _FAULTS.decode(body)
-    except msgspec.DecodeError as problem:
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise UsageError(f"not a fault: {problem}") from problem
     faults = decoded if isinstance(decoded, list) else [decoded]
     for fault in faults:

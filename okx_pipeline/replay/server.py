@@ -32,6 +32,8 @@ from typing import Any, Final
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
@@ -49,6 +51,7 @@ from okx_pipeline.replay.sources import open_market
 from okx_pipeline.timeframes import parse_timeframe
 
 HOST: Final = "127.0.0.1"
+MOST_BODY_BYTES: Final = 1024 * 1024
 _START_TIMEOUT_S: Final = 30
 _OTHER_PATHS: Final = f"{BUSINESS_PATH.rpartition('/')[0]}/{{name}}"
 
@@ -173,7 +176,8 @@ def create_app(exchange: Exchange, channels: Channels, *, latency_s: float = 0.0
         WebSocketRoute(BUSINESS_PATH, _channels(channels, candles=True)),
         WebSocketRoute(_OTHER_PATHS, _channels(channels, candles=False)),
     ]
-    return Starlette(routes=routes)
+    # A page of another site may have its name lead here.
+    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])])
 
 
 def _okx(exchange: Exchange, endpoint: Endpoint, latency_s: float) -> Callable[[Request], Any]:
@@ -245,7 +249,7 @@ class _Control:
 
     async def add_faults(self, request: Request) -> Response:
         try:
-            self._exchange.faults.add(decode_faults(await request.body()))
+            self._exchange.faults.add(decode_faults(await _body(request)))
         except UsageError as problem:
             return _wrong(problem)
         self._channels.strike()
@@ -258,9 +262,9 @@ class _Control:
     async def put_clock(self, request: Request) -> Response:
         clock = self._exchange.clock
         try:
-            change = msgspec.json.decode(await request.body(), type=_ClockChange)
+            change = msgspec.json.decode(await _body(request), type=_ClockChange)
             clock.set(change.now_ms, change.speed)
-        except (UsageError, msgspec.DecodeError) as problem:
+        except (UsageError, msgspec.DecodeError, UnicodeDecodeError) as problem:
             return _wrong(problem)
         await self._channels.push()
         return _json({"now_ms": clock.now_ms(), "speed": clock.speed})
@@ -275,13 +279,29 @@ class _Control:
 
     async def correct(self, request: Request) -> Response:
         try:
-            correction = decode_correction(await request.body())
+            correction = decode_correction(await _body(request))
             self._exchange.correct(correction)
         except UsageError as problem:
             return _wrong(problem)
         if correction.pushed:
             self._channels.push_again(correction.symbol, parse_timeframe(correction.timeframe), correction.timestamp_ms)
         return _json(correction)
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request to /replay.
+
+    Raises
+    ------
+    UsageError
+        If it is longer than any of them has to be; the rest of it is not read.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_BODY_BYTES:
+            raise UsageError(f"the body is longer than {MOST_BODY_BYTES} bytes")
+    return bytes(body)
 
 
 def _json(data: object, status: int = 200) -> Response:

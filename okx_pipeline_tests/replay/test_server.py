@@ -20,7 +20,7 @@ from okx_pipeline.errors import UsageError
 from okx_pipeline.exchange.protocol import BUSINESS_PATH, CANDLES, HISTORY_CANDLES, TIME
 from okx_pipeline.replay.clock import ExchangeClock
 from okx_pipeline.replay.exchange import Exchange
-from okx_pipeline.replay.server import ReplayServer
+from okx_pipeline.replay.server import MOST_BODY_BYTES, ReplayServer
 from okx_pipeline.replay.sources import open_market
 from okx_pipeline.replay.synthetic import SyntheticMarket
 from okx_pipeline.timeframes import DAY_MS, MINUTE_MS
@@ -158,6 +158,9 @@ def test_a_fault_can_wait_and_several_can_stand_in_line(client: httpx.Client):
         b'{"kind": "html", "endpoint": "trades"}',
         b'{"kind": "status", "status": 200}',
         b'{"kind": "bomb", "megabytes": 100000}',
+        b'{"kind": "\xff"}',
+        b"[" * 100_000,
+        b'{"kind": "html", "endpoint": ' + b"[" * 100_000,
     ],
 )
 def test_a_fault_that_is_none_is_refused(client: httpx.Client, body: bytes):
@@ -165,6 +168,18 @@ def test_a_fault_that_is_none_is_refused(client: httpx.Client, body: bytes):
     assert answer.status_code == 400
     assert answer.json()["error"]
     assert client.get("/replay/faults").json() == []
+
+
+def test_a_body_that_is_too_long_is_refused(client: httpx.Client):
+    for path in ("faults", "clock", "corrections"):
+        answer = client.post(f"/replay/{path}", content=b" " * (MOST_BODY_BYTES + 1))
+        assert answer.status_code == 400
+        assert "longer than" in answer.json()["error"]
+
+
+def test_it_answers_by_no_other_name(client: httpx.Client):
+    assert client.get("/replay/status", headers={"Host": "localhost:1"}).status_code == 200
+    assert client.get("/replay/status", headers={"Host": "rebound.example.com"}).status_code == 400
 
 
 def test_what_was_asked_can_be_read_back_and_forgotten(client: httpx.Client):
