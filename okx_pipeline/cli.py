@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
@@ -65,6 +66,9 @@ def main() -> NoReturn:
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Help and paths may hold what a terminal of another encoding does not have; stderr copes by itself.
+        sys.stdout.reconfigure(errors="replace")
     except PipelineError as problem:
         _complain(str(problem))
         status = problem.exit_status
@@ -77,7 +81,7 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = ExitStatus.FAILED
     except OSError as problem:
-        _complain(str(problem))
+        _complain(f"{problem.strerror}: {problem.filename}" if problem.filename else str(problem))
         status = ExitStatus.FAILED
     if status == _INTERRUPTED:
         _tell("stopped; what has landed stays, and the same command goes on from there")
@@ -573,11 +577,11 @@ def subscribe(
         asyncio.run(_check_listed(settings, database, wanted))
         with database.connect() as connection:
             changed = want(connection, wanted, lengths, since_ms)
+    lengths = _timeframes(timeframes) or settings.timeframes
     _print_subscriptions(changed, as_json)
 
 
 @app.command()
-    lengths = _timeframes(timeframes) or settings.timeframes
 def unsubscribe(
     symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="As BTC-USDT-SWAP or ETH-USDT.")],
     timeframes: Annotated[
@@ -650,7 +654,13 @@ def _overview(settings: "Settings") -> "tuple[str, StoreOverview, Ledger, Stream
 
 
 def _check_there_is_a_store(settings: "Settings") -> None:
-    if settings.database_url is None and not (settings.root / "postgres" / "data").exists():
+    if settings.database_url is not None:
+        return
+    try:
+        there_is_one = (settings.root / "postgres" / "data").exists()
+    except OSError as problem:
+        raise UsageError(f"OKX_HOME {settings.root} cannot be read: {problem.strerror}") from problem
+    if not there_is_one:
         raise PipelineError(f"there is no store in {settings.root} yet; start with: okx-pipeline up")
 
 

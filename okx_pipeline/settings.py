@@ -67,6 +67,16 @@ class Settings(BaseSettings):
     @classmethod
     def _symbols(cls, value: Any) -> Any:
         if isinstance(value, str):
+    @field_validator("home", mode="after")
+    @classmethod
+    def _home(cls, value: Path) -> Path:
+        try:
+            os.fsencode(value).decode("utf-8")
+        except UnicodeDecodeError:
+            # PostgreSQL is told of its socket in a URL.
+            raise UsageError(f"{str(value)!a} is not written in UTF-8; choose a folder whose path is") from None
+        return _expanded(value)
+
             value = parse_symbols(value)
             if not value:
                 raise UsageError("no symbol is named; write for example BTC-USDT-SWAP,ETH-USDT-SWAP")
@@ -106,7 +116,7 @@ class Settings(BaseSettings):
     def _parquet_url(cls, value: str) -> str:
         if "://" in value and not value.startswith("s3://"):
             raise UsageError(f"{value!r} is neither a folder nor an s3:// URL")
-        return value.rstrip("/")
+        return value.rstrip("/") if "://" in value or not value else str(_expanded(Path(value)))
 
     @field_validator("database_url", mode="after")
     @classmethod
@@ -159,7 +169,7 @@ class Settings(BaseSettings):
     @property
     def root(self) -> Path:
         """OKX_HOME as an absolute path."""
-        return self.home.expanduser().absolute()
+        return self.home.absolute()
 
     @property
     def parquet_root(self) -> str:
@@ -268,6 +278,13 @@ def _check_env_file() -> None:
     # The library passes over a line that it cannot read, with a word in the log.
     path = Path(str(Settings.model_config.get("env_file")))
     if not path.is_file():
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UsageError(f"there is no home folder {path.parts[0]!r} here; write the whole path") from None
+
+
         return
     with path.open(encoding="utf-8") as lines:
         for binding in parse_stream(lines):

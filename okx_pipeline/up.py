@@ -4,6 +4,7 @@ Dagster's webserver and daemon, the sidecar (and the replay exchange, if one was
 embedded PostgreSQL belongs to everybody who uses it and stops with the last of them.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -20,11 +21,13 @@ from datetime import datetime
 from pathlib import Path
 from time import monotonic, sleep, time
 from typing import Any, Final, TextIO
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 import psutil
 
+from okx_pipeline.cross_site import LOOPBACK
 from okx_pipeline.errors import AlreadyRunningError, ExitStatus, PipelineError, UsageError
 from okx_pipeline.logs import JsonLines, LogFile, Mask, copy_lines, last_message, mask_of
 from okx_pipeline.monitor.terminal import Board
@@ -155,12 +158,17 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, board: B
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: stop.set())
         logs = settings.root / "logs"
-        logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        say = _logged(board, logs, mask_of(settings))
+        try:
+            logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+            say = _logged(board, logs, mask_of(settings))
+        except OSError as problem:
+            raise _unusable(settings.root, problem) from problem
         _refuse_taken_port(port)
         port = port or _free_port()
         pages_port = _free_port(port + 1)
-        settings = settings.model_copy(update={"pages_url": f"http://{HOST}:{pages_port}"})
+        if (urlsplit(settings.pages_url).hostname or "") in LOOPBACK:
+            # Any other is that of a proxy, which leads here.
+            settings = settings.model_copy(update={"pages_url": f"http://{HOST}:{pages_port}"})
         with _guarded_group(lock) as group:
             nursery = _Nursery(group, logs, mask_of(settings))
             children: list[Child] = []
@@ -229,7 +237,7 @@ def _only_one(home: Path, say: Say) -> Iterator[TextIO]:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (home / "up.lock").open("a+")
     except OSError as problem:
-        raise UsageError(f"OKX_HOME {home} cannot be written to: {problem.strerror}") from problem
+        raise _unusable(home, problem) from problem
     with lock:
         deadline = monotonic() + 3 * STOP_WITHIN_S
         waits = False
@@ -242,10 +250,20 @@ def _only_one(home: Path, say: Say) -> Iterator[TextIO]:
                 say("waiting for what a killed up has left to end")
                 waits = True
             sleep(_LOOK_EVERY_S)
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        try:
+            lock.truncate(0)
+            # Past the file's buffer, which would be written once more when it is closed.
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())
+        except OSError as problem:
+            raise _unusable(home, problem) from problem
         yield lock
+
+
+def _unusable(home: Path, problem: OSError) -> PipelineError:
+    """The reason why nothing can be written to `home`."""
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return PipelineError(f"no space left on the disk of {home}: free some and start again")
+    return UsageError(f"OKX_HOME {home} cannot be written to: {problem.strerror}")
 
 
 def _locked(lock: TextIO) -> bool:

