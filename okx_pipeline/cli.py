@@ -63,12 +63,12 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1.")]
 def main() -> NoReturn:
     """Run the command of this process and exit with its status; a user's mistake is one line on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-        sys.stdout.flush()
     if isinstance(sys.stdout, TextIOWrapper):
         # Help and paths may hold what a terminal of another encoding does not have; stderr copes by itself.
         sys.stdout.reconfigure(errors="replace")
+    try:
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except PipelineError as problem:
         _complain(str(problem))
         status = problem.exit_status
@@ -572,12 +572,12 @@ def subscribe(
 
     settings = _settings()
     wanted = [parse_symbol(symbol) for symbol in symbols]
+    lengths = _timeframes(timeframes) or settings.timeframes
     since_ms = day_ms(settings.history_start if since is None else _day("--since", since))
     with _database(settings) as database:
         asyncio.run(_check_listed(settings, database, wanted))
         with database.connect() as connection:
             changed = want(connection, wanted, lengths, since_ms)
-    lengths = _timeframes(timeframes) or settings.timeframes
     _print_subscriptions(changed, as_json)
 
 

@@ -63,10 +63,6 @@ class Settings(BaseSettings):
     alert_gap_hours: Annotated[int, Field(ge=1, le=8760)] = 6
     dead_man_url: SecretStr | None = None
 
-    @field_validator("symbols", mode="before")
-    @classmethod
-    def _symbols(cls, value: Any) -> Any:
-        if isinstance(value, str):
     @field_validator("home", mode="after")
     @classmethod
     def _home(cls, value: Path) -> Path:
@@ -77,6 +73,10 @@ class Settings(BaseSettings):
             raise UsageError(f"{str(value)!a} is not written in UTF-8; choose a folder whose path is") from None
         return _expanded(value)
 
+    @field_validator("symbols", mode="before")
+    @classmethod
+    def _symbols(cls, value: Any) -> Any:
+        if isinstance(value, str):
             value = parse_symbols(value)
             if not value:
                 raise UsageError("no symbol is named; write for example BTC-USDT-SWAP,ETH-USDT-SWAP")
@@ -274,10 +274,6 @@ def read_settings(**overrides: Any) -> Settings:
         raise UsageError(f"cannot read the file .env: {problem}") from None
 
 
-def _check_env_file() -> None:
-    # The library passes over a line that it cannot read, with a word in the log.
-    path = Path(str(Settings.model_config.get("env_file")))
-    if not path.is_file():
 def _expanded(path: Path) -> Path:
     try:
         return path.expanduser()
@@ -285,6 +281,10 @@ def _expanded(path: Path) -> Path:
         raise UsageError(f"there is no home folder {path.parts[0]!r} here; write the whole path") from None
 
 
+def _check_env_file() -> None:
+    # The library passes over a line that it cannot read, with a word in the log.
+    path = Path(str(Settings.model_config.get("env_file")))
+    if not path.is_file():
         return
     with path.open(encoding="utf-8") as lines:
         for binding in parse_stream(lines):
