@@ -76,6 +76,14 @@ class ExchangeClock:
         """How fast the exchange's time runs against ours: 1 but for a stand-in."""
         return self._speed
 
+    @property
+    def ahead_s(self) -> float | None:
+        """How far this machine's wall clock is ahead of the exchange's (behind if negative); None before a reading.
+
+        Nothing is decided by it; it is told because what else runs here may rely on the machine's clock.
+        """
+        return None if self._reading is None else time.time() - self.carried_ms() / 1000
+
     def doubt(self) -> None:
         """Something the exchange said cannot be at the time carried on: read the clock anew when next asked."""
         self._doubted = True

@@ -68,6 +68,8 @@ class Figures:
         Candles that wait to be landed, and how long the first of them has.
     silent_s
         Seconds since anything came on a connection; None while there is none.
+    clock_ahead_s
+        How far this machine's clock is ahead of the exchange's; None while that is not known.
     """
 
     counts: Mapping[str, int]
@@ -81,3 +83,4 @@ class Figures:
     waiting_s: float
     catching_up: int
     silent_s: float | None
+    clock_ahead_s: float | None = None

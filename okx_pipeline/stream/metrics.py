@@ -236,6 +236,9 @@ def _now(figures: Figures) -> Iterator[Metric]:
     yield GaugeMetricFamily("okx_catching_up_series", "Series that REST is asked for now", figures.catching_up)
     if figures.silent_s is not None:
         yield GaugeMetricFamily("okx_silent_seconds", "Since anything came on a connection", figures.silent_s)
+    if figures.clock_ahead_s is not None:
+        ahead = "How far this machine's clock is ahead of the exchange's"
+        yield GaugeMetricFamily("okx_clock_ahead_seconds", ahead, figures.clock_ahead_s)
 
 
 def _looked_up(look: _Look) -> Iterator[Metric]:

@@ -432,6 +432,7 @@ class Sidecar:
             waiting_s=self._lander.lag_s,
             catching_up=len(self._catching_up),
             silent_s=None if heard_s is None else asyncio.get_running_loop().time() - heard_s,
+            clock_ahead_s=self._clock.ahead_s,
         )
 
     async def _beat(self) -> None:
@@ -450,6 +451,7 @@ class Sidecar:
             "waiting": self._lander.waiting,
             "waiting s": round(self._lander.lag_s, 1),
             "catching up": len(self._catching_up),
+            "clock ahead s": None if self._clock.ahead_s is None else round(self._clock.ahead_s, 1),
         }
         refused = {str(series): why for series, why in self._refused.items()}
         if self._feed.connections and self._state == "starting":

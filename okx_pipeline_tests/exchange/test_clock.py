@@ -58,6 +58,7 @@ def test_time_is_the_exchanges_and_goes_on_with_this_machines_whose_own_time_is_
         machine.passed_s += 12.345
         assert await clock.now_ms() == SERVER_MS + 12_345
         assert clock.carried_ms() == SERVER_MS + 12_345
+        assert clock.ahead_s == pytest.approx(machine.time() - SERVER_MS / 1000 - 12.345)
         assert len(server.requests) == 1
 
     with_clock(use, saying(SERVER_MS), saying(0))

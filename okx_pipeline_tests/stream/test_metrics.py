@@ -100,6 +100,7 @@ def test_a_scraper_reads_what_a_sidecar_does(stand: Stand) -> None:
     for state, number in (("wanted", 4), ("received", 4), ("refused", 0)):
         assert value(now, "okx_series", state=state) == number
     assert value(now, "okx_connections") == 1
+    assert value(now, "okx_clock_ahead_seconds") > 0
     assert value(now, "okx_request_budget_limit", endpoint="candles") == 40
     assert value(now, "okx_open_gaps") == 0
     assert {each.labels["of"] for each in now["okx_missing_candles"].samples} == {"gaps", "history"}
