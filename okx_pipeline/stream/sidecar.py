@@ -268,9 +268,11 @@ class Sidecar:
             self.counters.highest("landing took ms", int((monotonic() - batch.received_s) * 1000))
             if self._metrics is not None:
                 self._metrics.landed(batch)
-            for symbol, name, open_ms in landed.disputed:
-                self.counters.wrong("frame differs from what is stored", f"{symbol} {name} {open_ms}: REST decides")
-                self._disputed[Series(symbol, parse_timeframe(name)), open_ms] = monotonic() + DISPUTE_AFTER_S
+        # An answer of REST's is in dispute where a frame landed after the request was sent: it is asked for anew.
+        what = "frame differs from what is stored" if batch.source is Source.WEBSOCKET else "answer overtaken by a frame"
+        for symbol, name, open_ms in landed.disputed:
+            self.counters.wrong(what, f"{symbol} {name} {open_ms}: REST decides")
+            self._disputed[Series(symbol, parse_timeframe(name)), open_ms] = monotonic() + DISPUTE_AFTER_S
 
     # Catching up: whatever is missing comes from REST, the most stale series first.
 
