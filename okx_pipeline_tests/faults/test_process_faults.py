@@ -102,3 +102,18 @@ def test_a_sidecar_without_file_descriptors_goes_on_once_there_are_some(system: 
     wait_until(lambda: system.counter("connections") > 0, "it is connected again")
     system.recovers()
     assert process.exitcode is None, system.told()
+
+
+@pytest.mark.fault(1, "sidecar killed beside one that stands by", tries=4)
+def test_a_second_one_leaves_at_once_and_a_standby_takes_over_where_the_first_is_killed(system: System) -> None:
+    first = system.streaming()
+    second = system.sidecar()
+    second.join(60)
+    assert second.exitcode == 75
+    standby = system.sidecar(standby=True)
+    wait_until(lambda: "standing by" in system.told(), "it stands by")
+    system.end(first)
+    wait_until(lambda: system.told().count("streaming from") == 2, "the standby takes over")
+    system.lets_pass(system.randomly.uniform(0.5, 2))
+    system.recovers()
+    assert standby.exitcode is None
