@@ -4,7 +4,7 @@ SHELL := /bin/sh
 UV_VERSION := 0.13.8
 BIN := .venv/bin
 
-.PHONY: help install up demo e2e test lint types faults bench docs lock clean
+.PHONY: help install up demo e2e test lint audit sbom types faults bench docs lock clean
 
 help: ## what can be done here
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1	/p' Makefile
@@ -41,6 +41,14 @@ faults: install ## every fault of the matrix, many times over, judged by a check
 
 lint: install ## ruff: style, likely bugs, security
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+audit: install ## known vulnerabilities of the locked packages; says so where nobody could be asked
+	@.ci/audit
+
+sbom: install ## .artifacts/sbom.json: every package that a deployment installs, as CycloneDX
+	@mkdir -p .artifacts
+	@PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml \
+	  --mc-type application --output-file .artifacts/sbom.json deploy/requirements.lock
 
 types: install ## mypy, strict
 	@$(BIN)/mypy
