@@ -113,7 +113,7 @@ def test_what_is_expected_of_an_open_day_a_future_day_and_before_the_listing_is_
 ) -> None:
     # Listed on 2026-10-20 at 10:00; asked for from two days before that until some days from "now".
     chance, first = random.Random(seed), date(2026, 10, 18)
-    days = chance.randrange(2, 7)
+    days = chance.randrange(3, 7)
     system = a_past(make_system, days, "1h,1d", since_ms=day_ms(first), symbols=f"{BTC},{YOUNG}")
     ahead = chance.randrange(2, 5)
     for _ in range(2):
