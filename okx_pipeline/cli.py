@@ -62,6 +62,9 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1.")]
 
 def main() -> NoReturn:
     """Run the command of this process and exit with its status; a user's mistake is one line on stderr."""
+    global _users_umask
+    # Whatever is made here, or by what is started here, is for nobody else on this machine.
+    _users_umask = os.umask(0o077)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     if isinstance(sys.stdout, TextIOWrapper):
         # Help and paths may hold what a terminal of another encoding does not have; stderr copes by itself.
@@ -264,6 +267,8 @@ def export(
     settings = _settings()
     first, last = _range(start, end)
     series = _series(settings, _symbols(symbols), _timeframes(timeframes))
+    # It is the user's own file, for whomever the user's files are for.
+    os.umask(_users_umask)
     rows = write(
         settings,
         series,
@@ -984,6 +989,9 @@ def _print(text: str) -> None:
 def _print_json(document: Any) -> None:
     print(json.dumps(document, default=str))
 
+
+_users_umask: int = 0o077
+"""What the user's shell had."""
 
 _log: logging.Logger | None = None
 """Where what is told goes, if stderr is a log of lines that are not for people."""

@@ -3,9 +3,11 @@
 A wrong value is one clear line and exit status 2, before anything starts. What a setting is for stands in README.
 """
 
+import logging
 import os
 import re
 from datetime import UTC, date, datetime
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -17,6 +19,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from okx_pipeline.candles import parse_symbols
 from okx_pipeline.errors import UsageError
 from okx_pipeline.timeframes import Timeframe, parse_timeframe, parse_timeframes
+
+log = logging.getLogger(__name__)
 
 PREFIX: Final = "OKX_"
 
@@ -287,9 +291,28 @@ def _check_env_file() -> None:
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as lines:
+        secrets = []
         for binding in parse_stream(lines):
             if binding.error:
                 raise UsageError(f".env: line {binding.original.line} cannot be read; write NAME=value")
+            if binding.value and (binding.key or "").upper() in _SECRETS:
+                secrets.append(str(binding.key))
+        if secrets and os.fstat(lines.fileno()).st_mode & 0o077:
+            _tell_once(f".env holds {', '.join(secrets)}, and others on this machine may read it; run: chmod 600 .env")
+
+
+@cache
+def _tell_once(warning: str) -> None:
+    # Dagster reads the settings at every tick of a sensor.
+    log.warning("%s", warning)
+
+
+_SECRETS: Final = frozenset(
+    field.validation_alias if isinstance(field.validation_alias, str) else f"{PREFIX}{name.upper()}"
+    for name, field in Settings.model_fields.items()
+    if "SecretStr" in str(field.annotation)
+)
+"""The settings that hold a password, a token or a key."""
 
 
 def _plainly(message: str) -> str:
