@@ -12,7 +12,6 @@ from okx_pipeline.errors import PipelineError, UsageError
 from okx_pipeline.history.backfill import Backfill
 from okx_pipeline.quality.daily import mend_days
 from okx_pipeline.quality.repair import AGAIN_YOUNG_MS
-from okx_pipeline.replay import exchange as replayed
 from okx_pipeline.replay.bars import BARS
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.parquet import ParquetStore
@@ -64,7 +63,7 @@ def test_candles_of_the_hong_kong_day_are_never_kept_as_those_of_the_utc_day(
     system = a_past(make_system, days, ",".join(BOTH_CALENDARS), since_ms=day_ms(first))
     ours, theirs = chance.choice(sorted(BOTH_CALENDARS.items()))
     with monkeypatch.context() as exchange_is_mistaken:
-        exchange_is_mistaken.setitem(replayed.BARS, parse_timeframe(ours).bar, BARS[theirs])
+        exchange_is_mistaken.setitem(BARS, parse_timeframe(ours).bar, BARS[theirs])
         try:
             filled(system, 0, days // 2)
         except PipelineError as problem:
