@@ -24,7 +24,7 @@ from psycopg import Cursor, errors, sql
 from psycopg.rows import TupleRow
 
 from okx_pipeline.candles import VALUE_COLUMNS, Candle, Refused, Source
-from okx_pipeline.storage.database import Connection, StorageError
+from okx_pipeline.storage.database import Connection, StorageError, one
 from okx_pipeline.timeframes import DAY_MS, day_of
 
 Key = tuple[str, str, int]
@@ -130,10 +130,17 @@ ORDER BY staged.symbol, staged.timeframe, staged.timestamp_ms
 """
 ).format(stored_values=_STORED_VALUES, staged_values=_STAGED_VALUES)
 
+# One look along the key a series, whatever the planner thinks of so many; the outer bounds leave the other months out.
 _OCCUPIED: Final[LiteralString] = """
 SELECT EXISTS (
-    SELECT FROM trading.candlesticks
-    WHERE symbol = %s AND timeframe = %s AND timestamp_ms BETWEEN %s AND %s
+    SELECT FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bigint[]) AS wanted (symbol, timeframe, first, last)
+    CROSS JOIN LATERAL (
+        SELECT FROM trading.candlesticks AS stored
+        WHERE stored.symbol = wanted.symbol AND stored.timeframe = wanted.timeframe
+          AND stored.timestamp_ms BETWEEN wanted.first AND wanted.last
+          AND stored.timestamp_ms BETWEEN %s AND %s
+        LIMIT 1
+    ) AS stored
 )
 """
 
@@ -378,13 +385,14 @@ def _land_rows(
 
 
 def _occupied(connection: Connection, rows: list[Candle]) -> bool:
+    symbols, timeframes, firsts, lasts = [], [], [], []
     for (symbol, timeframe), group in groupby(rows, key=itemgetter(0, 1)):
         opens = [row.timestamp_ms for row in group]
-        answer = connection.execute(_OCCUPIED, (symbol, timeframe, opens[0], opens[-1])).fetchone()
-        assert answer is not None
-        if answer[0]:
-            return True
-    return False
+        symbols.append(symbol)
+        timeframes.append(timeframe)
+        firsts.append(opens[0])
+        lasts.append(opens[-1])
+    return bool(one(connection, _OCCUPIED, (symbols, timeframes, firsts, lasts, min(firsts), max(lasts))))
 
 
 def _copy_straight(connection: Connection, rows: list[Candle], days: Mapping[SeriesDay, int], source: Source) -> Landed:
