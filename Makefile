@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: help install up demo e2e test lint audit sbom types faults bench docs lock clean
 
 help: ## what can be done here
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1	/p' Makefile
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile
 
 install: .venv/.installed ## a .venv with everything
 
@@ -53,8 +53,15 @@ sbom: install ## .artifacts/sbom.json: every package that a deployment installs,
 types: install ## mypy, strict
 	@$(BIN)/mypy
 
-bench: install ## benchmarks: ratios against a named limit
-	@$(BIN)/python -m benchmarks
+bench: .venv/.benchmarks-installed ## benchmarks: ours beside its peers and limits, in under ten minutes
+	@$(BIN)/python -m benchmarks quick
+
+bench-large: .venv/.benchmarks-installed ## the long ones
+	@$(BIN)/python -m benchmarks large
+
+.venv/.benchmarks-installed: .venv/.installed benchmarks/requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement benchmarks/requirements.lock
+	@touch .venv/.benchmarks-installed
 
 docs: install ## docs/data-dictionary.md from the comments in the database
 	@$(BIN)/python -m okx_pipeline_tests.data_dictionary
@@ -65,6 +72,7 @@ lock: ## requirements.lock from pyproject.toml, and the part of it that a deploy
 	@test -x $(BIN)/uv || { python3 -m venv .venv && $(BIN)/python -m pip install --quiet "uv==$(UV_VERSION)"; }
 	@$(COMPILE) --extra dev --extra build --output-file requirements.lock pyproject.toml
 	@$(COMPILE) --extra build --constraint requirements.lock --output-file deploy/requirements.lock pyproject.toml
+	@$(COMPILE) --extra bench --constraint requirements.lock --output-file benchmarks/requirements.lock pyproject.toml
 
 clean: ## remove the virtual environment (never the data in OKX_HOME)
 	@rm -rf .venv build dist

@@ -1,28 +1,76 @@
-"""`python -m benchmarks [NAME…]`: run the quick ones or those named, exit 1 where a reach is missed."""
+"""`python -m benchmarks [quick|large|NAME…]`: print the figures, note them, exit 1 where a reach is missed."""
 
 import sys
-from importlib import import_module
+from collections.abc import Callable
+from time import perf_counter
 
+from benchmarks import (
+    backfill,
+    frames,
+    gap_scan,
+    growth,
+    landing,
+    minute_edge,
+    pages,
+    projection,
+    reading,
+    sensor,
+    soak,
+    start,
+    stream,
+    validation,
+)
 from benchmarks.figures import Figure
+from benchmarks.history import History
 
-BENCHMARKS = ("backfill", "stream", "sensor", "gap_scan")
-LONG = ("soak",)
+Benchmark = Callable[[], list[Figure]]
+
+QUICK: dict[str, Benchmark] = {
+    "frames": frames.run,
+    "pages": pages.run,
+    "landing": landing.run,
+    "minute_edge": minute_edge.run,
+    "projection": projection.run,
+    "reading": reading.run,
+    "gap_scan": gap_scan.run,
+    "validation": validation.run,
+    "backfill": backfill.run,
+    "sensor": sensor.run,
+    "start": start.run,
+}
+LARGE: dict[str, Benchmark] = {
+    "landing_large": lambda: landing.run(landing.MANY_ROWS),
+    "gap_scan_large": lambda: gap_scan.run(gap_scan.MANY_ROWS),
+    "growth": growth.run,
+    "stream": stream.run,
+    "memory": soak.run,
+}
+EVERY = QUICK | LARGE
 
 
-def main() -> int:
-    names = sys.argv[1:] or BENCHMARKS
-    unknown = [name for name in names if name not in BENCHMARKS + LONG]
+def main(words: list[str]) -> int:
+    """Run what `words` name, the quick ones where they name nothing; returns the exit status."""
+    names = [name for word in words or ["quick"] for name in {"quick": QUICK, "large": LARGE}.get(word, [word])]
+    unknown = [name for name in names if name not in EVERY]
     if unknown:
-        print(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS + LONG)}", file=sys.stderr)
+        print(f"there is no benchmark {unknown[0]!r}; there are quick, large, {', '.join(EVERY)}", file=sys.stderr)
         return 2
-    missed = 0
+    history = History.read()
+    missed: list[str] = []
+    print(f"{history.machine}\n\n{'':<16} {'':<66} {'median':>9} {'least':>10} {'greatest':>9}")
     for name in names:
-        figures: list[Figure] = import_module(f"benchmarks.{name}").run()
+        started = perf_counter()
+        figures = EVERY[name]()
+        history.note(name, figures)
         for figure in figures:
-            missed += not figure.reached
-            print(f"{name:<12} {figure}", flush=True)
+            print(f"{name:<16} {figure}{history.change(name, figure)}", flush=True)
+            if not figure.reached:
+                missed.append(f"{name}: {figure.what} is {figure.value:.3g}, not {figure.bound}")
+        print(f"{name:<16} took {perf_counter() - started:.0f} s\n", flush=True)
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
     return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

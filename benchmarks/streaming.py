@@ -44,9 +44,7 @@ def streaming(symbols: int, timeframes: str, speed: float) -> Iterator[tuple[psu
     ):
         assert exchange.stdout is not None
         url = exchange.stdout.readline().strip()
-        listed = httpx.get(f"{url}/api/v5/public/instruments?instType=SWAP", trust_env=False).json()["data"]
-        listed += httpx.get(f"{url}/api/v5/public/instruments?instType=SPOT", trust_env=False).json()["data"]
-        names = ",".join(each["instId"] for each in listed)
+        names = ",".join(names_of(url))
         websocket = url.replace("http", "ws") + "/ws/v5/business"
         settings = read_settings(home=Path(home), rest_url=url, ws_url=websocket, symbols=names, timeframes=timeframes)
         with opened_database(settings) as database:
@@ -57,6 +55,13 @@ def streaming(symbols: int, timeframes: str, speed: float) -> Iterator[tuple[psu
                 finally:
                     sidecar.send_signal(signal.SIGTERM)
         exchange.terminate()
+
+
+def names_of(url: str) -> list[str]:
+    """The symbols that the exchange at `url` lists."""
+    kinds = ("SWAP", "SPOT")
+    answers = [httpx.get(f"{url}/api/v5/public/instruments?instType={kind}", trust_env=False).json() for kind in kinds]
+    return [each["instId"] for answer in answers for each in answer["data"]]
 
 
 def sample(process: psutil.Process, database: Database) -> Sample:
