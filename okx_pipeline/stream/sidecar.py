@@ -269,7 +269,7 @@ class Sidecar:
             if self._metrics is not None:
                 self._metrics.landed(batch)
         # An answer of REST's is in dispute where a frame landed after the request was sent: it is asked for anew.
-        what = "frame differs from what is stored" if batch.source is Source.WEBSOCKET else "answer overtaken by a frame"
+        what = "frame differs from what is stored" if batch.source is Source.WEBSOCKET else "answer was overtaken"
         for symbol, name, open_ms in landed.disputed:
             self.counters.wrong(what, f"{symbol} {name} {open_ms}: REST decides")
             self._disputed[Series(symbol, parse_timeframe(name)), open_ms] = monotonic() + DISPUTE_AFTER_S

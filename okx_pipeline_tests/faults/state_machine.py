@@ -252,6 +252,7 @@ class Witness:
             known = known + self.market.said.get(key, [])
         numbers = [[Decimal(text) for text in each[1:8]] for each in known]
         assert [Decimal(text) for text in row.values] in numbers, f"{key}: the exchange never said {row}"
+        assert row.values[1] != "0.5", f"{key}: no market can have {row}"
         assert all("." not in text or text[-1] not in "0." for text in row.values), f"{key}: padding zeros in {row}"
 
 

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from okx_pipeline.exchange import dialing, network
@@ -19,6 +19,9 @@ from okx_pipeline_tests.faults.state_machine import START, Sequences
 from okx_pipeline_tests.faults.store_model import MirroredStore, ModelStore, Store
 
 FULL = os.environ.get("FAULTS") == "full"
+
+SHRINKS = os.environ.get("FAULTS") != "mutations"
+"""Whether the shortest sequence that fails is looked for, which takes a while; a mutation has only to be noticed."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +41,7 @@ def run(make: Callable[[], Store], sequences: int, steps: int) -> None:
             stateful_step_count=steps,
             deadline=None,
             derandomize=not FULL,
+            phases=[Phase.generate, *([Phase.reuse, Phase.shrink] if SHRINKS else [])],
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -1,0 +1,188 @@
+"""What has to come before what: such a fault shows once a year from the outside, and each time in here."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import psycopg
+import pytest
+
+from okx_pipeline.candles import Candle, Source
+from okx_pipeline.storage.database import Connection, Database, one
+from okx_pipeline.storage.landing import land
+from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth, day_hashes
+from okx_pipeline.storage.projection import pending_months, project
+from okx_pipeline.stream.counters import Counters
+from okx_pipeline.stream.lander import Batch, Lander
+
+AUGUST = 1785542400000
+MONTH = SeriesMonth("BTC-USDT-SWAP", "1m", date(2026, 8, 1))
+WAITING = (
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() "
+    "AND pid <> pg_backend_pid()"
+)
+
+
+def candle(minute: int) -> Candle:
+    return Candle("BTC-USDT-SWAP", "1m", AUGUST + minute * 60_000, "2", "3", "1", "2", "10", "0.1", "20.5")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ParquetStore:
+    return ParquetStore(str(tmp_path / "made" / "parquet"))
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    pause = threading.Event()
+    deadline = monotonic() + 60
+    while not condition():
+        assert monotonic() < deadline, f"it never came true that {what}"
+        pause.wait(0.01)
+
+
+# On the disk before it is relied on
+
+
+def test_a_file_is_on_the_disk_whole_before_it_gets_its_name_and_its_folders_are_after(
+    connection: Connection, files: ParquetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is renamed before it is synced is empty after a power cut, under the name of the one it replaced."""
+    events: list[tuple[str, str, int]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        events.append(("synced", os.readlink(f"/proc/self/fd/{descriptor}"), os.fstat(descriptor).st_size))
+
+    def recorded_replace(path: Path, target: Path) -> Path:
+        events.append(("renamed", str(path), path.stat().st_size))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    for minutes in (range(100), range(200)):
+        events.clear()
+        new = [folder for folder in Path(files.place(MONTH)).parents if not folder.exists()]
+        land(connection, [candle(minute) for minute in minutes], source=Source.REST)
+        project(connection, files, [MONTH])
+        final = Path(files.place(MONTH))
+        beside = str(final.with_name(f".{final.name}.tmp"))
+        renamed = events.index(("renamed", beside, final.stat().st_size))
+        assert ("synced", beside, final.stat().st_size) in events[:renamed]
+        synced_after = {Path(path) for what, path, _ in events[renamed:] if what == "synced"}
+        assert synced_after >= {final.parent, *(folder.parent for folder in new)}
+
+
+# Committed before it is acknowledged
+
+
+async def until_acknowledged(seen: list[Any], batches: int) -> None:
+    async with asyncio.timeout(60):
+        while len(seen) < batches:
+            await asyncio.sleep(0.01)
+
+
+def test_a_batch_is_acknowledged_once_others_can_see_it_and_landed_again_where_it_was_not(
+    database: Database, files: ParquetStore
+) -> None:
+    """Offset, ledger and metrics follow the acknowledgement: what it tells of must be there for good."""
+    seen: list[tuple[int, int]] = []
+
+    def acknowledged(batch: Batch, _: object) -> None:
+        with database.connect() as another:
+            seen.append((len(batch.candles), one(another, "SELECT count(*) FROM trading.candlesticks")))
+
+    async def main() -> None:
+        lander = Lander(database, files, Counters(), acknowledged)
+        running = asyncio.create_task(lander.run())
+        lander.offer(Batch([candle(0), candle(1)]))
+        await until_acknowledged(seen, 1)
+        with database.connect() as killer:
+            killer.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        lander.offer(Batch([candle(2)]))
+        await until_acknowledged(seen, 2)
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    assert seen == [(2, 2), (1, 3)]
+
+
+# One order of keys, whoever writes
+
+
+def test_writers_of_the_same_keys_wait_for_each_other_and_never_in_a_circle(database: Database) -> None:
+    """Somebody holds the key in the middle; who came from the other end would hold the last and want the first."""
+
+    def write(minutes: list[int]) -> int:
+        with database.connect() as connection:
+            return land(connection, [candle(minute) for minute in minutes], source=Source.REST).inserted
+
+    with database.connect() as holder, database.connect() as watcher, ThreadPoolExecutor(2) as threads:
+        land(holder, [candle(10)], source=Source.REST)
+        writers: list[Future[int]] = []
+        with holder.transaction(force_rollback=True):
+            land(holder, [candle(2)], source=Source.REST)
+            for minutes in ([1, 2, 3], [3, 2, 1]):
+                writers.append(threads.submit(write, minutes))
+                until(lambda: one(watcher, WAITING) == len(writers), "the writer waits")
+        try:
+            inserted = [writer.result(timeout=60) for writer in writers]
+        except psycopg.errors.DeadlockDetected:
+            pytest.fail("two writers waited for each other")
+        assert sum(inserted) == 3
+
+
+# One projector of a file at a time
+
+
+class Held(ParquetStore):
+    """A store that waits, with the rows in its hands, until it may write them."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.has_read = threading.Event()
+        self.may_write = threading.Event()
+
+    def write(self, *arguments: Any, **named: Any) -> None:
+        self.has_read.set()
+        assert self.may_write.wait(60)
+        super().write(*arguments, **named)
+
+
+def test_a_projector_that_was_slow_never_puts_an_older_month_over_a_newer_one(
+    database: Database, files: ParquetStore
+) -> None:
+    slow = Held(files.root)
+
+    def run(store: ParquetStore) -> None:
+        with database.connect() as connection:
+            project(connection, store, [MONTH])
+
+    with database.connect() as connection, ThreadPoolExecutor(2) as threads:
+        land(connection, [candle(0)], source=Source.REST)
+        first = threads.submit(run, slow)
+        assert slow.has_read.wait(60)
+        land(connection, [candle(1)], source=Source.REST)
+        second = threads.submit(run, files)
+        until(lambda: second.done() or one(connection, WAITING), "the second one waits or is done")
+        slow.may_write.set()
+        first.result(timeout=60)
+        second.result(timeout=60)
+        project(connection, files, pending_months(connection))
+        table = files.read(MONTH)
+        assert table["timestamp_ms"].to_pylist() == [candle(0).timestamp_ms, candle(1).timestamp_ms]
+        state = files.state(MONTH)
+        assert state is not None
+        assert state.day_hashes == day_hashes(table)
