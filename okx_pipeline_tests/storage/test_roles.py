@@ -94,7 +94,16 @@ EVERYBODYS = [
     "DELETE FROM trading.candlesticks_quarantine",
     "DELETE FROM trading._yoyo_migration",
     "COPY trading.candlesticks TO PROGRAM 'cat'",
+    "COPY trading.candlesticks FROM '/etc/passwd'",
     "SELECT pg_read_file('postgresql.conf')",
+    "SELECT lo_import('/etc/passwd')",
+    "ALTER SYSTEM SET log_statement = 'all'",
+    "ALTER ROLE holder PASSWORD 'other'",
+    "SET ROLE holder",
+    "CREATE SCHEMA more",
+    "CREATE DATABASE more",
+    "CREATE FUNCTION trading.content_hash() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE TABLE dagster.mine (number int)",
     "SELECT trading.grant_roles()",
     "CREATE ROLE more",
     "GRANT okx_maintainer TO anna",
@@ -122,6 +131,42 @@ def test_a_reader_looks_and_nothing_else(written: ParquetStore, login: Login) ->
         assert one(connection, "SELECT trading.content_hash(%s, '1h', %s, %s)", (BTC, START_MS, END_MS))
         for statement in (*EVERYBODYS, *WRITING, *DELETING):
             denied(connection, statement)
+
+
+def test_a_login_of_no_group_sees_nothing(guarded: PasswordServer, login: Login) -> None:
+    with psycopg.connect(guarded.url(), autocommit=True) as administrator:
+        administrator.execute("CREATE ROLE stranger LOGIN PASSWORD 'stranger'")
+    with login("stranger").connect() as connection:
+        looks = (
+            "SELECT FROM trading.candles",
+            "SELECT FROM trading.candlesticks_2026_06",
+            "SELECT FROM trading.alerts",
+        )
+        for statement in (*looks, *EVERYBODYS, *WRITING, *DELETING):
+            denied(connection, statement)
+
+
+def test_what_runs_with_the_owners_rights_looks_names_up_in_no_place_of_others(login: Login) -> None:
+    with login("holder").connect() as connection:
+        found = connection.execute(
+            "SELECT proname, array_to_string(proconfig, ' '), has_function_privilege('public', oid, 'EXECUTE') "
+            "FROM pg_proc WHERE pronamespace = 'trading'::regnamespace AND prosecdef"
+        ).fetchall()
+    assert {name for name, _, _ in found} >= {"ensure_month", "build_month", "swap_month"}
+    assert {configured for _, configured, _ in found} == {"search_path=pg_catalog, pg_temp"}
+    assert [name for name, _, anybodys in found if anybodys] == ["keep_revision"], "but for a trigger's"
+
+
+@pytest.mark.parametrize("name", ["anna", "okx_reader", "otto", "mia"])
+def test_no_revision_is_made_of_a_table_of_ones_own(written: ParquetStore, login: Login, name: str) -> None:
+    with login(name).connect() as connection:
+        # A reader's session is read-only by default, which is an offer and not a lock.
+        connection.execute("SET default_transaction_read_only = off")
+        connection.execute("CREATE TEMPORARY TABLE mine AS SELECT * FROM trading.candlesticks LIMIT 1")
+        connection.execute(
+            "CREATE TRIGGER mine AFTER UPDATE ON mine FOR EACH ROW EXECUTE FUNCTION trading.keep_revision()"
+        )
+        denied(connection, "UPDATE mine SET close_price = close_price + 1")
 
 
 def test_the_readers_own_login_is_read_only_and_bounded_in_time(written: ParquetStore, login: Login) -> None:
