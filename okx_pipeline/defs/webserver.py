@@ -4,6 +4,7 @@ Left to itself it runs mutations for whoever asks, by GET as well: a picture in 
 looks at could start and delete runs. Options, and everything that is served, are Dagster's.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -23,6 +24,8 @@ GRAPHQL = "/graphql"
 
 def main() -> None:
     """Run it until SIGINT or SIGTERM, as the arguments of this process say."""
+    # Of what it makes, as of everything here, nothing is for others on this machine.
+    os.umask(0o077)
     try:
         names = known_names(read_settings())
     except UsageError as problem:
