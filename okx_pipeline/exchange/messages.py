@@ -142,7 +142,7 @@ def judge_row(row: list[str] | msgspec.Raw, symbol: str, timeframe: Timeframe, p
         except (msgspec.DecodeError, UnicodeDecodeError):
             row, unreadable = _texts(raw), "not a list of texts"
 
-    timestamp_ms = _open_time(row[0]) if row else None
+    timestamp_ms = open_time(row[0]) if row else None
     if timestamp_ms is not None:
         page.opens.append(timestamp_ms)
     confirm = row[protocol.ROW_FIELDS - 1] if len(row) >= protocol.ROW_FIELDS else ""
@@ -174,8 +174,9 @@ def _candle(row: list[str], timestamp_ms: int | None, confirm: str, symbol: str,
     return impossibility(timeframe, candle) or candle
 
 
-def _open_time(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None
+def open_time(text: str) -> int | None:
+    """The open time of a row in Unix milliseconds; None for what is none, or of no calendar: 14 digits end in 5138."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 14 else None
 
 
 def _texts(row: msgspec.Raw) -> list[str]:

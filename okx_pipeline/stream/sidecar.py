@@ -19,7 +19,7 @@ from okx_pipeline.exchange import protocol
 from okx_pipeline.exchange.clock import ExchangeClock
 from okx_pipeline.exchange.feed import CandleFeed
 from okx_pipeline.exchange.frames import Series
-from okx_pipeline.exchange.messages import Page, judge_row
+from okx_pipeline.exchange.messages import Page, judge_row, open_time
 from okx_pipeline.exchange.rest import RestClient
 from okx_pipeline.exchange.windows import fetch_window
 from okx_pipeline.history.backfill import client_of
@@ -206,8 +206,8 @@ class Sidecar:
         if progress is None:
             return
         now_ms = self._clock.carried_ms()
-        open_ms = int(opened) if opened.isascii() and opened.isdigit() and len(opened) <= 15 else -1
-        if not series.timeframe.is_boundary(open_ms) or self._is_early(open_ms, now_ms):
+        open_ms = open_time(opened)
+        if open_ms is None or not series.timeframe.is_boundary(open_ms) or self._is_early(open_ms, now_ms):
             self.counters.wrong("row off its boundary", f"{series}: open time {opened[:20]!r}")
         elif open_ms < progress.newest_ms:
             # Out of order, or confirm "0" after "1": what is confirmed stays.

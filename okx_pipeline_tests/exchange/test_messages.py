@@ -17,7 +17,7 @@ from okx_pipeline.exchange.messages import (
     encode_failure,
     encode_success,
 )
-from okx_pipeline.timeframes import parse_timeframe
+from okx_pipeline.timeframes import TIMEFRAMES, parse_timeframe, utc
 
 MINUTE = parse_timeframe("1m")
 ROW = ["1747094040000", "102806.1", "102820.4", "102806.1", "102820.4", "1040.37", "10.4037", "1069603.34883", "1"]
@@ -153,6 +153,14 @@ def test_every_row_is_a_candle_or_refused_or_unconfirmed_and_never_an_exception(
     page = page_of(*rows)
     unconfirmed = [row for row in rows if isinstance(row, list) and len(row) >= 9 and row[8] == "0"]
     assert page.rows == len(rows) == len(page.candles) + len(page.refused) + len(unconfirmed)
+
+
+@given(st.integers(0, 10**16).map(str) | st.sampled_from(["9" * 14, "9" * 15, "253402300800000", "²", "-1"]))
+def test_no_open_time_is_beyond_what_calendars_have(text: str) -> None:
+    for timeframe in TIMEFRAMES:
+        page = decode_page(msgspec.Raw(msgspec.json.encode([[text, *ROW[1:]]])), "BTC-USDT-SWAP", timeframe)
+        for candle in page.candles:
+            assert utc(timeframe.close_of(candle.timestamp_ms)) > utc(candle.timestamp_ms)
 
 
 def test_failures_are_encoded_as_recorded(recorded: Callable[[str], bytes]) -> None:
