@@ -1,14 +1,20 @@
 """`up` as a person watches it: in a terminal, with the monitor and the checks, on a database with a password."""
 
 import json
+import re
+import subprocess
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import psutil
 import psycopg
 import pytest
 
-from okx_pipeline_tests.e2e.system import PROGRAM, WITHIN_S, System, wait_for
+from okx_pipeline.storage.embedded import EmbeddedPostgres
+from okx_pipeline_tests.e2e.system import PROGRAM, WITHIN_S, System, free_port, wait_for
 from okx_pipeline_tests.e2e.terminal import ALTERNATE, NORMAL, Terminal, terminal
 from okx_pipeline_tests.storage.password_server import PasswordServer, password_server
 
@@ -16,6 +22,9 @@ pytestmark = pytest.mark.e2e
 
 BTC = "BTC-USDT-SWAP"
 SENTINEL = "s3ntinel/of a@secret"
+SENTINEL_PART = "ntinel"
+"""What all secrets here have in common, however they are spelled."""
+
 TOLD = (
     "Dagster UI   http://127.0.0.1:",
     "Data quality http://127.0.0.1:",
@@ -48,6 +57,7 @@ def system(server: PasswordServer, tmp_path_factory: pytest.TempPathFactory) -> 
         "OKX_ALERT_WEBHOOK_URL": "http://127.0.0.1:9/s3ntinel-hook",
         "OKX_DEAD_MAN_URL": "http://127.0.0.1:9/s3ntinel-ping",
         "OKX_ALERT_ALLOW_HTTP": "true",
+        "OKX_METRICS_PORT": str(free_port()),
     }
     return System(folder / "home", folder, **settings)
 
@@ -94,6 +104,69 @@ def test_the_checks_are_run_once_history_is_here_and_their_result_is_said(shown:
     assert shown.text.index("validation waits until all history is here") < shown.text.index("validation begins")
 
 
+def test_every_port_of_it_is_on_the_loopback_the_figures_included(shown: Terminal, system: System) -> None:
+    metrics = int(system.environment["OKX_METRICS_PORT"])
+    wait_for(lambda: ("127.0.0.1", metrics) in listening(system), "figures")
+    ports = listening(system)
+    assert {system.port, system.port + 1} <= {port for _, port in ports}
+    assert {address for address, _ in ports} == {"127.0.0.1"}
+    assert SENTINEL_PART not in httpx.get(f"http://127.0.0.1:{metrics}/metrics", trust_env=False).text
+
+
+def listening(system: System) -> set[tuple[str, int]]:
+    found = set()
+    for process in system.processes():
+        with suppress(psutil.NoSuchProcess):
+            found |= {
+                (each.laddr.ip, each.laddr.port)
+                for each in process.net_connections(kind="inet")
+                if each.status == psutil.CONN_LISTEN
+            }
+    return found
+
+
+def test_no_command_shows_a_secret_nor_does_any_process_to_others(shown: Terminal, system: System) -> None:
+    told = []
+    for arguments in (
+        ("status", "--json"),
+        ("gaps", "--json"),
+        ("backfill", "--start", "2026-08-20", "--end", "2026-08-21"),
+        ("backup", str(system.folder / "okx.backup")),
+        ("psql", "-c", "SELECT 1"),
+        ("up", "--port", "0"),
+    ):
+        ended = system.run(*arguments)
+        told.append(f"{ended.args}: {ended.returncode}\n{ended.stdout}{ended.stderr}")
+    assert SENTINEL_PART not in "".join(told)
+    lines = []
+    for process in system.processes():
+        with suppress(psutil.NoSuchProcess):
+            lines.append(f"{process.name()} {process.cmdline()}")
+    assert len(lines) > 6
+    assert SENTINEL_PART not in "".join(lines)
+
+
+def test_no_table_holds_a_secret_whether_ours_or_dagsters(
+    shown: Terminal, system: System, server: PasswordServer
+) -> None:
+    dump = subprocess.run(
+        [EmbeddedPostgres(system.home).bin / "pg_dump", "-d", server.url("okx", SENTINEL, "okx")],
+        capture_output=True,
+        check=True,
+    ).stdout
+    for table in (b"COPY dagster.event_logs", b"COPY dagster.runs", b"COPY trading.stream_status"):
+        assert table in dump
+    assert SENTINEL_PART.encode() not in dump
+    compressed = [zlib.decompress(bytes.fromhex(body.decode())) for body in re.findall(rb"\\\\x(789c[0-9a-f]+)", dump)]
+    assert any(b"okx_candles" in body for body in compressed), "what runs were made of"
+    assert not any(SENTINEL_PART.encode() in body for body in compressed)
+    # What the page of the deployment shows.
+    instance = {"query": "{ instance { info } }"}
+    answer = httpx.post(f"http://127.0.0.1:{system.port}/graphql", json=instance, trust_env=False).text
+    assert "run_monitoring" in answer
+    assert SENTINEL_PART not in answer
+
+
 def test_ctrl_c_stops_everything_and_leaves_the_terminal_as_it_was(shown: Terminal, system: System) -> None:
     shown.press("\x03")
     assert shown.end() == 0
@@ -106,12 +179,15 @@ def test_ctrl_c_stops_everything_and_leaves_the_terminal_as_it_was(shown: Termin
 def test_the_logs_are_bounded_json_where_ours_and_without_a_secret(shown: Terminal, system: System) -> None:
     logs = {path.name: path.read_text() for path in (system.home / "logs").iterdir()}
     assert {"up.log", "sidecar.log", "daemon.log", "webserver.log", "pages.log", "validation.log"} <= logs.keys()
-    assert "ntinel" not in "".join(logs.values())
-    assert "ntinel" not in shown.text
+    assert SENTINEL_PART not in "".join(logs.values())
+    assert SENTINEL_PART not in shown.text
     for name in ("up.log", "sidecar.log"):
         lines = [json.loads(line) for line in logs[name].splitlines()]
         assert lines
         assert all({"at", "level", "logger", "message"} <= line.keys() for line in lines)
+    kept = {path: path.read_bytes() for path in system.home.rglob("*") if path.is_file()}
+    assert len(kept) > 20
+    assert [path for path, body in kept.items() if SENTINEL_PART.encode() in body] == []
     assert any("watch failed" in line for line in logs["sidecar.log"].splitlines()), (
         "it asked in vain, without saying whom"
     )
@@ -120,8 +196,14 @@ def test_the_logs_are_bounded_json_where_ours_and_without_a_secret(shown: Termin
 def test_a_terminal_that_is_closed_leaves_nothing(system: System, recordings: Path) -> None:
     stand_in = ["--replay", str(recordings / "candles"), "--now", "2026-08-22T02:00Z"]
     command = [PROGRAM, "up", "--port", str(system.port), *stand_in]
-    with terminal(command, system.folder, system.environment) as up:
+    # Behind a proxy, whose name is not overwritten by the port that the pages have.
+    proxied = {**system.environment, "OKX_PAGES_URL": "https://candles.example.com"}
+    with terminal(command, system.folder, proxied) as up:
         up.await_text("2 of 2 series sound")
+        assert "Data quality https://candles.example.com" in up.text
+        named = {"Host": "candles.example.com", "Origin": "https://candles.example.com"}
+        ui = f"http://127.0.0.1:{system.port}/server_info"
+        assert httpx.get(ui, headers=named, trust_env=False).status_code == 200
         up.hang_up()
         up.process.wait(WITHIN_S)
     assert system.processes() == []
