@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from okx_pipeline.maintenance.upkeep import READ_BACK_DAYS, look_after_months
+from okx_pipeline.alerts.sources import failed_quality_checks
+from okx_pipeline.maintenance import upkeep
+from okx_pipeline.maintenance.upkeep import look_after_months
 from okx_pipeline.quality.data_docs import DataDocs
 from okx_pipeline.quality.verdicts import judge_days
 from okx_pipeline.settings import Settings
@@ -150,8 +152,9 @@ def errors_of(system: System, judged: date) -> set[str]:
 
 @pytest.mark.fault(27, "Parquet and PostgreSQL differ", tries=10)
 def test_a_file_that_was_changed_behind_the_programs_back_is_found_and_made_anew_from_postgresql(
-    make_filled: Callable[[int], System],
+    make_filled: Callable[[int], System], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(upkeep, "READ_BACK_DAYS", 4)
     system = make_filled(DAYS + 1)
     path = system.randomly.choice([path for path in files(system) if "month=2026-08" not in str(path)])
     change = system.randomly.choice([rows_left_out, a_row_doubled, a_value_changed])
@@ -163,9 +166,11 @@ def test_a_file_that_was_changed_behind_the_programs_back_is_found_and_made_anew
     print(f"{change.__name__} on {judged} in {path}")
     assert not system.checker.claims().is_sound
     assert errors_of(system, judged)
+    with system.database.connect() as connection:
+        assert {each.symbol for each in failed_quality_checks(connection)} == {path.parts[-3].removeprefix("symbol=")}
     # Nobody asks for the month any more: its turn comes within as many days as there are turns.
     with CandleStore.opened(system.database, ParquetStore(system.settings.parquet_root)) as store:
-        for days in range(READ_BACK_DAYS):
+        for days in range(upkeep.READ_BACK_DAYS):
             look_after_months(store, {}, system.now_ms() + days * DAY_MS, account=False)
     system.recovers(20)
     assert errors_of(system, judged) == set()

@@ -1,7 +1,9 @@
-"""A backfill whose daemon, code server and run worker are killed halfway: the ledger knows what is left."""
+"""The whole system as `up` runs it, Dagster's processes killed and doubled halfway: the ledger knows what is left."""
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,15 @@ from okx_pipeline.settings import read_settings
 from okx_pipeline.storage.database import Connection, Database, one
 from okx_pipeline.storage.embedded import EmbeddedPostgres
 from okx_pipeline.storage.landing import SeriesDay
-from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
-from okx_pipeline.timeframes import DAY_MS, HOUR_MS, Timeframe, day_ms, day_of, parse_timeframe
+from okx_pipeline.timeframes import DAY_MS, HOUR_MS, day_ms, day_of, parse_timeframe
 from okx_pipeline_tests.e2e.system import System, Up
+from okx_pipeline_tests.faults import table
+from okx_pipeline_tests.faults.checker import Checker, Findings
+from okx_pipeline_tests.faults.test_orchestration_faults import FAULT
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
-BTC = "BTC-USDT-SWAP"
+BTC, ETH = "BTC-USDT-SWAP", "ETH-USDT-SWAP"
 HISTORY = "history-candles"
 ASKING = {Kind.HISTORY, Kind.REPAIR, Kind.RECONCILIATION}
 """Work that asks OKX."""
@@ -37,7 +41,6 @@ SINCE = TODAY - timedelta(days=30)
 READ_SINCE = TODAY - timedelta(days=10)
 """The days since then were read before, as a user's command does."""
 
-VALUES = ("open_price", "high_price", "low_price", "close_price", "volume", "volume_currency", "volume_quote")
 HALFWAY = 50
 """Pages of old history that are served before OKX falls silent; the twenty days that are left take 116."""
 
@@ -55,20 +58,26 @@ def exchange() -> Exchange:
 
 
 @pytest.fixture
-def system(exchange: Exchange, tmp_path: Path) -> Iterator[System]:
+def server(exchange: Exchange) -> Iterator[ReplayServer]:
     with ReplayServer(exchange) as server:
-        settings = {
-            "OKX_REST_URL": server.url,
-            "OKX_WS_URL": server.websocket_url,
-            "OKX_SYMBOLS": BTC,
-            "OKX_TIMEFRAMES": ",".join(OF_BAR),
-            "OKX_HISTORY_START": SINCE.isoformat(),
-        }
-        yield System(tmp_path / "home", tmp_path, **settings)
+        yield server
 
 
-def test_a_killed_backfill_finishes_by_itself_and_asks_only_for_what_the_ledger_lacks(
-    system: System, exchange: Exchange
+@pytest.fixture
+def system(server: ReplayServer, tmp_path: Path) -> System:
+    settings = {
+        "OKX_REST_URL": server.url,
+        "OKX_WS_URL": server.websocket_url,
+        "OKX_SYMBOLS": BTC,
+        "OKX_TIMEFRAMES": ",".join(timeframe.name for timeframe in TIMEFRAMES),
+        "OKX_HISTORY_START": SINCE.isoformat(),
+    }
+    return System(tmp_path / "home", tmp_path, **settings)
+
+
+@pytest.mark.fault(28, FAULT)
+def test_a_backfill_whose_dagster_is_killed_and_doubled_finishes_by_itself_and_asks_for_nothing_in_vain(
+    system: System, exchange: Exchange, server: ReplayServer, request: pytest.FixtureRequest
 ) -> None:
     command = ("backfill", "--start", str(READ_SINCE), "--end", str(TODAY), "--symbols", BTC)
     assert system.run(*command).returncode == 0
@@ -98,13 +107,61 @@ def test_a_killed_backfill_finishes_by_itself_and_asks_only_for_what_the_ledger_
         assert len(asked) <= windows_of(unread, now_ms)
         assert not {each.kind for each in work_left(store, [BTC], now_ms, 100)} & ASKING
         assert run_status(running, killed) == "CANCELED"
-        for timeframe in TIMEFRAMES:
-            truth = exchange.truth(BTC, timeframe, day_ms(SINCE), day_ms(TODAY))
-            assert in_postgresql(store, timeframe) == [(int(row[0]), *row[1:8]) for row in truth]
-    settings = read_settings(home=system.home)
-    for timeframe in TIMEFRAMES:
-        truth = exchange.truth(BTC, timeframe, day_ms(SINCE), day_ms(TODAY))
-        assert in_parquet(ParquetStore(settings.parquet_root), timeframe) == [int(row[0]) for row in truth]
+
+        with second_daemon(running):
+            assert system.run("subscribe", ETH, "--timeframes", "5m", "--since", str(READ_SINCE)).returncode == 0
+            await_while_it_changes(store, lambda: landed(store, READ_SINCE, TODAY, ETH))
+            kill_code_servers(running)
+            await_while_it_changes(store, lambda: days_read(store, ETH) >= set(days(READ_SINCE, TODAY)))
+        series = [(BTC, timeframe.name) for timeframe in TIMEFRAMES]
+        parquet = Path(read_settings(home=system.home).parquet_root)
+        found = [
+            closed_days_of(Checker(server.url, embedded.url, parquet, series, day_ms(SINCE))),
+            closed_days_of(Checker(server.url, embedded.url, parquet, [(ETH, "5m")], day_ms(READ_SINCE))),
+        ]
+    for findings in found:
+        table.record(request.node, findings)
+        assert findings.is_sound, str(findings)
+
+
+def closed_days_of(checker: Checker) -> Findings:
+    """What the checker finds when every closed day is to be held; while the stream goes on, the last one is open."""
+    served = {
+        series: {open_ms: values for open_ms, values in candles.items() if open_ms < day_ms(TODAY)}
+        for series, candles in checker.served().items()
+    }
+    return checker.check(served)
+
+
+@contextmanager
+def second_daemon(running: Up) -> Iterator[None]:
+    """Another daemon of the same Dagster, as a mistake in a deployment would start it."""
+    daemon = running.child("dagster._daemon")
+    assert daemon is not None
+    with (running.system.folder / "daemon.out").open("wb") as out:
+        process = subprocess.Popen(
+            daemon.cmdline(), cwd=daemon.cwd(), env=daemon.environ(), stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+
+
+def kill_code_servers(running: Up) -> None:
+    """Kill what serves the definitions to the daemon, and the workers below it; the daemon lives."""
+    daemon = running.child("dagster._daemon")
+    assert daemon is not None
+    family = daemon.children(recursive=True)
+    assert family
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family)
 
 
 def days(start: date, end: date) -> list[date]:
@@ -116,10 +173,15 @@ def days_wanted() -> list[SeriesDay]:
     return [SeriesDay(BTC, timeframe.name, day) for timeframe in TIMEFRAMES for day in days(SINCE, TODAY)]
 
 
-def landed(store: Connection, start: date, end: date) -> int:
+def landed(store: Connection, start: date, end: date, symbol: str = BTC) -> int:
     """Candles held of the days [start, end)."""
-    query = "SELECT count(*) FROM trading.candlesticks WHERE timestamp_ms >= %s AND timestamp_ms < %s"
-    return int(one(store, query, (day_ms(start), day_ms(end))))
+    query = "SELECT count(*) FROM trading.candlesticks WHERE symbol = %s AND timestamp_ms >= %s AND timestamp_ms < %s"
+    return int(one(store, query, (symbol, day_ms(start), day_ms(end))))
+
+
+def days_read(store: Connection, symbol: str) -> set[date]:
+    """The days that REST was read for, of a symbol with one timeframe."""
+    return {key.day for key in read_days(store) if key.symbol == symbol}
 
 
 def read_days(store: Connection) -> set[SeriesDay]:
@@ -143,7 +205,7 @@ def await_while_it_changes(store: Connection, look: Callable[[], object]) -> Non
     """Wait until `look` finds something, however long that takes as long as history lands or is read."""
     deadline, known = 0.0, None
     while not look():
-        seen = (landed(store, SINCE, TODAY), len(read_days(store)))
+        seen = (landed(store, SINCE, TODAY), landed(store, SINCE, TODAY, ETH), len(read_days(store)))
         if seen != known:
             deadline, known = time.monotonic() + STUCK_AFTER_S, seen
         assert time.monotonic() < deadline, f"nothing has changed for {STUCK_AFTER_S} s at {seen}"
@@ -183,20 +245,3 @@ def windows_of(keys: Sequence[SeriesDay], now_ms: int) -> int:
         opens = (open_ms for start_ms in starts for open_ms in timeframe.opens(start_ms, start_ms + DAY_MS))
         windows += len(windows_over(timeframe, opens, now_ms))
     return windows
-
-
-def in_postgresql(store: Connection, timeframe: Timeframe) -> list[tuple[object, ...]]:
-    """The rows of the closed days, numbers as text; one of a key that came twice would be one too many."""
-    texts = ", ".join(f"{name}::text" for name in VALUES)
-    return store.execute(
-        f"SELECT timestamp_ms, {texts} FROM trading.candlesticks WHERE symbol = %s AND timeframe = %s "
-        "AND timestamp_ms >= %s AND timestamp_ms < %s ORDER BY timestamp_ms",
-        (BTC, timeframe.name, day_ms(SINCE), day_ms(TODAY)),
-    ).fetchall()
-
-
-def in_parquet(files: ParquetStore, timeframe: Timeframe) -> list[int]:
-    """The open times of the closed days."""
-    months = [SeriesMonth(BTC, timeframe.name, date(2026, month, 1)) for month in (7, 8)]
-    opens = [open_ms for month in months for open_ms in files.opens(month)]
-    return [open_ms for open_ms in opens if day_ms(SINCE) <= open_ms < day_ms(TODAY)]
