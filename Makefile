@@ -4,7 +4,7 @@ SHELL := /bin/sh
 UV_VERSION := 0.13.8
 BIN := .venv/bin
 
-.PHONY: help install up demo e2e test lint audit sbom types faults bench docs lock clean
+.PHONY: help install up demo e2e test lint audit sbom types faults soak bench bench-large docs lock clean
 
 help: ## what can be done here
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile
@@ -38,6 +38,9 @@ test: install ## the test suite, in under ten minutes
 
 faults: install ## every fault of the matrix, many times over, judged by a checker of its own; see docs/faults.md
 	@FAULTS=full $(BIN)/python -m pytest okx_pipeline_tests/faults --numprocesses 2 --dist worksteal
+
+soak: install ## faults drawn by chance for MINUTES=30, and the checker at the end
+	@SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest okx_pipeline_tests/faults/soak.py
 
 lint: install ## ruff: style, likely bugs, security
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -10,12 +10,12 @@ from benchmarks import (
     gap_scan,
     growth,
     landing,
+    memory,
     minute_edge,
     pages,
     projection,
     reading,
     sensor,
-    soak,
     start,
     stream,
     validation,
@@ -43,7 +43,7 @@ LARGE: dict[str, Benchmark] = {
     "gap_scan_large": lambda: gap_scan.run(gap_scan.MANY_ROWS),
     "growth": growth.run,
     "stream": stream.run,
-    "memory": soak.run,
+    "memory": memory.run,
 }
 EVERY = QUICK | LARGE
 

@@ -1,6 +1,6 @@
 """Memory over ten minutes of replay with 500 series at 10 x speed: it must not grow with time.
 
-`python -m benchmarks soak`; not among the quick ones.
+Beside the sidecar stands nothing: what counts is that the second half needs no more than the first.
 """
 
 from benchmarks.figures import Figure
