@@ -33,6 +33,7 @@ from okx_pipeline.storage.subscriptions import subscribe
 from okx_pipeline.timeframes import day_ms, parse_timeframes
 from okx_pipeline_tests.conftest import named
 from okx_pipeline_tests.storage.password_server import password_server
+from okx_pipeline_tests.storage.processes import run_command
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 NOW = day_ms(date(2026, 8, 22)) + 3_600_000
@@ -42,6 +43,7 @@ HOURLY = ("backfill", *DAYS, "--symbols", BTC, "--timeframes", "1h")
 AUGUST = SeriesMonth(BTC, "1h", date(2026, 8, 1))
 ROWS = 2 * 24
 NOBODY = "http://127.0.0.1:9"
+WITHIN_S = 120
 SENTINEL = "s3ntinel-of-a-secret"
 TIME_LEFT = re.compile(r"\d:\d\d:\d\d")
 
@@ -67,10 +69,7 @@ class Program:
         return subprocess.Popen(command, cwd=self.folder, env=self.environment, text=True, **streams)
 
     def __call__(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-        program = Program(self.folder, **{**self.environment, **settings})
-        with program.start(*arguments, stdin=subprocess.DEVNULL) as process:
-            said = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(arguments, process.returncode, *said)
+        return run_command(arguments, self.folder, {**self.environment, **settings}, WITHIN_S)
 
 
 @pytest.fixture

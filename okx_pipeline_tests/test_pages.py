@@ -12,14 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from okx_pipeline_tests.e2e.system import WITHIN_S, free_port
+
 OTHER_LOOPBACK = "127.0.0.2"
 """Linux answers on all of 127.0.0.0/8; elsewhere it is no address of the machine."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -31,13 +27,17 @@ def served(home: Path, *arguments: str, **settings: str) -> Iterator[int]:
     host = arguments[arguments.index("--host") + 1] if "--host" in arguments else "127.0.0.1"
     with subprocess.Popen(command, cwd=home, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + WITHIN_S
             while not listens(host, port):
                 assert process.poll() is None, process.stderr and process.stderr.read()
                 assert time.monotonic() < deadline
+            # What listens may not answer yet, and is not yet told to end.
+            asked(port, host=host)
             yield port
-        finally:
             process.terminate()
+            process.wait(WITHIN_S)
+        finally:
+            process.kill()
 
 
 def listens(host: str, port: int) -> bool:
@@ -47,7 +47,8 @@ def listens(host: str, port: int) -> bool:
 
 
 def asked(port: int, path: str = "/", name: str = "127.0.0.1", host: str = "127.0.0.1") -> httpx.Response:
-    return httpx.get(f"http://{host}:{port}{path}", headers={"Host": f"{name}:{port}"}, trust_env=False)
+    url = f"http://{host}:{port}{path}"
+    return httpx.get(url, headers={"Host": f"{name}:{port}"}, trust_env=False, timeout=WITHIN_S)
 
 
 @pytest.fixture

@@ -3,15 +3,25 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
+
+from okx_pipeline.cli import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # What the modules of tests import, so that one is imported quickly.
 _CONTEXT.set_forkserver_preload(
     [
         "okx_pipeline.cli",
+        "okx_pipeline.maintenance.upkeep",
+        "okx_pipeline.monitor.terminal",
+        "okx_pipeline.quality.gaps_report",
+        "okx_pipeline.quality.verdicts",
         "okx_pipeline.stream.sidecar",
         "okx_pipeline.storage.opening",
         "okx_pipeline_tests.faults.system",
@@ -26,6 +36,37 @@ def start(work: Callable[..., None], *arguments: Any) -> BaseProcess:
     process = _CONTEXT.Process(target=work, args=arguments, daemon=True)
     process.start()
     return process
+
+
+def run_command(
+    arguments: Sequence[str], folder: Path, environment: Mapping[str, str], within_s: float
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command of the program to its end, as a process with `environment` and nothing else of this machine's."""
+    with tempfile.TemporaryDirectory() as said:
+        process = start(_command, list(arguments), folder, dict(environment), said)
+        process.join(within_s)
+        status = process.exitcode
+        if kill(process) or status is None:
+            raise subprocess.TimeoutExpired(list(arguments), within_s)
+        stdout, stderr = (Path(said, name).read_text() for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess(list(arguments), status, stdout, stderr)
+
+
+def _command(arguments: Sequence[str], folder: Path, environment: Mapping[str, str], said: str) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in enumerate((os.devnull, f"{said}/stdout", f"{said}/stderr")):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.dup2(opened, number)
+        os.close(opened)
+    # What the interpreter does when it begins, which it did long ago.
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = ["okx-pipeline", *arguments]
+    main()
 
 
 def barrier(parties: int) -> Any:
