@@ -359,9 +359,11 @@ class Sidecar:
             received = 0
             for window in windows_of(span, [], now_ms):
                 result = await fetch_window(self._client, series.symbol, window)
-                for page in result.pages:
-                    received += len(page.candles)
-                    if not self._lander.offer(Batch(page.candles, [], Source.REST, page.sent_at)):
+                for index, page in enumerate(result.pages):
+                    # What no market can have is an answer too: it is kept as evidence, and asked for no more.
+                    refused = result.refused if index == 0 else []
+                    received += len(page.candles) + len(refused)
+                    if not self._lander.offer(Batch(page.candles, refused, Source.REST, page.sent_at)):
                         received = 0
             if received:
                 return

@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any, Final
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from okx_pipeline.candles import Source
 from okx_pipeline.exchange.clock import ExchangeClock
@@ -169,6 +169,10 @@ class Program(Sidecar):
         """From which candle on this run looks after each series."""
         return {series: progress.through_ms for series, progress in self._progress.items()}
 
+    def waits(self) -> bool:
+        """Whether anything waits to be landed."""
+        return bool(self._lander._waiting)
+
     def take_batch(self) -> Batch | None:
         """The batch whose turn it is."""
         return self._lander._waiting.popleft() if self._lander._waiting else None
@@ -196,6 +200,10 @@ class Program(Sidecar):
     async def catch_up(self, series: Series) -> None:
         """Ask REST for what is missing of a series."""
         await self._catch_up(series)
+
+    def is_disputed(self) -> bool:
+        """Whether REST is to be asked about anything."""
+        return bool(self._disputed)
 
     async def settle_disputes(self) -> None:
         """Ask REST about every candle of which somebody said something else than what is stored."""
@@ -295,6 +303,12 @@ class Sequences(RuleBasedStateMachine):
 
     # Time, and what the exchange says
 
+    @initialize(candles=st.integers(2, 8))
+    def some_candles_have_closed(self, candles: int) -> None:
+        """So that there is something for everything to happen to, on both sides of the month's end."""
+        for _ in range(candles):
+            self.a_candle_closes(what="plain", close="1")
+
     @rule(what=st.sampled_from(["plain", "plain", "plain", "never served", "impossible"]), close=closes)
     def a_candle_closes(self, what: str, close: str) -> None:
         now_ms = min(series.timeframe.close_of(series.timeframe.open_at(self.market.now_ms)) for series in SERIES)
@@ -336,39 +350,47 @@ class Sequences(RuleBasedStateMachine):
         assert frame.data is not None
         self.program.pushed(series, frame.data, 0.0)
 
-    @rule(timeframe=which, pick=some, spelling=st.sampled_from([padded, list]), keep=st.booleans())
-    def a_frame(self, timeframe: str, pick: int, spelling: Callable[[Row], Row], keep: bool) -> None:
-        """In or out of order; kept, it comes again."""
-        series = SERIES_OF[timeframe]
-        waiting = self.outbox[series]
-        if waiting:
-            row = waiting[pick % len(waiting)]
-            if not keep:
-                waiting.remove(row)
-            self.push(series, [spelling(row)])
+    def waiting(self, pick: int) -> tuple[Series, Row]:
+        """One of the frames that are on their way."""
+        every = [(series, row) for series in SERIES for row in self.outbox[series]]
+        return every[pick % len(every)]
 
-    @rule(timeframe=which)
-    def all_that_waits_in_one_frame(self, timeframe: str) -> None:
+    @rule(pick=some, spelling=st.sampled_from([padded, list]), keep=st.booleans(), lands=st.booleans())
+    @precondition(lambda self: any(self.outbox.values()))
+    def a_frame(self, pick: int, spelling: Callable[[Row], Row], keep: bool, lands: bool) -> None:
+        """In or out of order; kept, it comes again."""
+        series, row = self.waiting(pick)
+        if not keep:
+            self.outbox[series].remove(row)
+        self.push(series, [spelling(row)])
+        if lands:
+            self.what_waits_lands()
+
+    @rule(timeframe=which, lands=st.booleans())
+    @precondition(lambda self: any(self.outbox.values()))
+    def all_that_waits_in_one_frame(self, timeframe: str, lands: bool) -> None:
         series = SERIES_OF[timeframe]
         rows, self.outbox[series] = self.outbox[series], []
         if rows:
             self.push(series, [*rows, padded(rows[0])])
+        if lands:
+            self.what_waits_lands()
 
-    @rule(timeframe=which, pick=some)
-    def a_frame_that_never_comes(self, timeframe: str, pick: int) -> None:
-        series = SERIES_OF[timeframe]
-        if self.outbox[series]:
-            del self.outbox[series][pick % len(self.outbox[series])]
+    @rule(pick=some)
+    @precondition(lambda self: any(self.outbox.values()))
+    def a_frame_that_never_comes(self, pick: int) -> None:
+        series, row = self.waiting(pick)
+        self.outbox[series].remove(row)
 
-    @rule(timeframe=which, pick=some, close=closes, twice=st.booleans())
-    def a_frame_that_says_something_else(self, timeframe: str, pick: int, close: str, twice: bool) -> None:
-        series = SERIES_OF[timeframe]
-        keys = sorted(key for key in self.market.values if key[0] == series.symbol)
-        if keys and self.connected:
-            key = keys[pick % len(keys)]
-            rows = [self.market.next_row(key[2], close) for _ in range(1 + twice)]
-            self.market.said.setdefault(key, []).extend(rows)
-            self.push(series, rows)
+    @rule(pick=some, close=closes, twice=st.booleans(), lands=st.booleans())
+    @precondition(lambda self: self.connected)
+    def a_frame_that_says_something_else(self, pick: int, close: str, twice: bool, lands: bool) -> None:
+        key = sorted(self.market.values)[pick % len(self.market.values)]
+        rows = [self.market.next_row(key[2], close) for _ in range(1 + twice)]
+        self.market.said.setdefault(key, []).extend(rows)
+        self.push(SERIES_OF[key[1]], rows)
+        if lands:
+            self.what_waits_lands()
 
     @rule(timeframe=which, close=closes, seconds=st.sampled_from([3, 1]))
     def a_frame_confirmed_before_its_close(self, timeframe: str, close: str, seconds: int) -> None:
@@ -427,17 +449,20 @@ class Sequences(RuleBasedStateMachine):
             self.disputed[key] = len(self.market.values.get(key, [])) - 1
 
     @rule()
+    @precondition(lambda self: self.program.waits())
     def what_waits_lands(self) -> None:
         while not self.database_away and (batch := self.program.take_batch()) is not None:
             self.acknowledge(batch)
 
     @rule()
+    @precondition(lambda self: self.program.waits())
     def a_batch_lands(self) -> None:
         batch = None if self.database_away else self.program.take_batch()
         if batch is not None:
             self.acknowledge(batch)
 
     @rule()
+    @precondition(lambda self: self.program.waits())
     def a_batch_lands_and_nobody_hears_of_it(self) -> None:
         batch = None if self.database_away else self.program.take_batch()
         if batch is not None:
@@ -457,11 +482,13 @@ class Sequences(RuleBasedStateMachine):
         self._start()
 
     @rule()
+    @precondition(lambda self: not self.database_away)
     def the_database_goes_away(self) -> None:
         self.database_away = True
         self.program.database_is(away=True)
 
     @rule()
+    @precondition(lambda self: self.database_away)
     def the_database_is_back(self) -> None:
         if self.database_away:
             self.database_away = False
@@ -476,6 +503,7 @@ class Sequences(RuleBasedStateMachine):
     # REST
 
     @rule(failures=st.sampled_from([0, 0, 1, 2]), rows=st.sampled_from([1, 2, 300]))
+    @precondition(lambda self: self.program.behind())
     def catch_up(self, failures: int, rows: int) -> None:
         self.client.failures, self.client.page_rows = failures, rows
         for series in self.program.behind():
@@ -483,6 +511,7 @@ class Sequences(RuleBasedStateMachine):
         self.client.failures = 0
 
     @rule(failures=st.sampled_from([0, 0, 1]))
+    @precondition(lambda self: self.program.is_disputed())
     def disputes_are_settled(self, failures: int) -> None:
         self.client.failures = failures
         self.run_async(self.program.settle_disputes())
@@ -504,6 +533,7 @@ class Sequences(RuleBasedStateMachine):
         self.answers += self.loop.run_until_complete(self._ask(series))
 
     @rule(pick=some)
+    @precondition(lambda self: self.answers)
     def a_backfill_lands_what_it_was_answered(self, pick: int) -> None:
         if self.answers and not self.database_away:
             self.land(self.answers.pop(pick % len(self.answers)))
@@ -515,21 +545,25 @@ class Sequences(RuleBasedStateMachine):
         if not self.database_away:
             self.store.project()
 
-    @rule(timeframe=which, month=st.sampled_from(MONTHS), swap=st.booleans())
-    def archive(self, timeframe: str, month: date, swap: bool) -> None:
-        series = SERIES_OF[timeframe]
-        if not self.database_away:
+    @rule(
+        month=st.sampled_from(MONTHS),
+        timeframes=st.sampled_from([("12h",), ("1d",), ("12h", "1d")]),
+        swap=st.booleans(),
+    )
+    @precondition(lambda self: self.witness.seen and not self.database_away)
+    def archive(self, month: date, timeframes: tuple[str, ...], swap: bool) -> None:
+        for series in (SERIES_OF[each] for each in timeframes):
             self.store.archive(SeriesMonth(series.symbol, series.timeframe.name, month))
-            if swap:
-                self.store.maintain(month)
-            self.witness.look(self.store)
+        if swap:
+            self.store.maintain(month)
+        self.witness.look(self.store)
 
     @rule(timeframe=which, month=st.sampled_from(MONTHS))
+    @precondition(lambda self: self.witness.seen and not self.database_away)
     def bring_back(self, timeframe: str, month: date) -> None:
         series = SERIES_OF[timeframe]
-        if not self.database_away:
-            self.store.bring_back(SeriesMonth(series.symbol, series.timeframe.name, month))
-            self.witness.look(self.store)
+        self.store.bring_back(SeriesMonth(series.symbol, series.timeframe.name, month))
+        self.witness.look(self.store)
 
     @rule()
     def account(self) -> None:
@@ -594,8 +628,10 @@ class Sequences(RuleBasedStateMachine):
     def _is_decided(self) -> None:
         """Where two have said different things REST was asked since, and what it said is held."""
         for key, first in self.disputed.items():
-            served = [row for row in self.market.values.get(key, [])[first:] if row[2] != "0.5"]
-            if served and key not in self.market.hidden:
+            served = self.market.values[key][first:]
+            if served[-1][2] == "0.5":
+                assert key in self.store.refused(), f"{key} is disputed, and REST's answer is not on record"
+            elif key not in self.market.hidden:
                 assert self._numbers(self.witness.seen[key].values) in [self._numbers(row[1:8]) for row in served], (
                     f"{key} is disputed, and what is held is not what REST serves: {self.witness.seen[key]}"
                 )

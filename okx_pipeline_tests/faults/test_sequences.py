@@ -60,8 +60,8 @@ def test_rest_that_was_asked_while_a_frame_waited_is_asked_again_and_decides() -
     sequence = Sequences(model())
     for _ in range(3):
         sequence.a_candle_closes(what="plain", close="1")
-        sequence.a_frame_that_never_comes(timeframe="12h", pick=0)
-    sequence.a_frame_that_says_something_else(timeframe="12h", pick=1, close="2", twice=False)
+        sequence.a_frame_that_never_comes(pick=0)
+    sequence.a_frame_that_says_something_else(pick=1, close="2", twice=False, lands=False)
     sequence.time_passes(seconds=15)
     sequence.catch_up(failures=0, rows=300)
     sequence.what_waits_lands()
