@@ -3,8 +3,6 @@
 import os
 import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -18,7 +16,7 @@ from okx_pipeline.settings import read_settings
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.embedded import EmbeddedPostgres
 from okx_pipeline.timeframes import day_ms
-from okx_pipeline_tests.e2e.system import System, Up, free_port, wait_for
+from okx_pipeline_tests.e2e.system import System, Up, wait_for
 from okx_pipeline_tests.history.test_recordings import in_parquet, in_postgresql, recorded
 
 pytestmark = pytest.mark.e2e
@@ -63,9 +61,6 @@ mutation($tags: [ExecutionTag!]!) { launchRun(executionParams: {
     },
     executionMetadata: {tags: $tags}
 }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }
-"""
-WIPE = """
-mutation { wipeAssets(assetPartitionRanges: [{assetKey: {path: ["okx", "candles"]}}]) { __typename } }
 """
 RUN = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 CLAIMS = "{ instance { concurrencyLimits { concurrencyKey claimedSlots { runId } } } }"
@@ -231,43 +226,6 @@ def test_a_backfill_from_the_ui_lands_what_was_recorded_in_both_stores(
     truth = recorded(recordings, BTC, "5m", "2022-05_2022-12", start, end)
     assert between(start, end, in_postgresql(database, BTC, "5m")) == truth
     assert in_parquet(settings, BTC, "5m", date(2022, 12, 1)) == truth
-
-
-def test_whoever_may_only_look_is_refused_every_change(system: System, landed: None, database: Database) -> None:
-    port = free_port()
-    command = ["-m", "okx_pipeline.defs.webserver", "--read-only", "--host", "127.0.0.1", "--port", str(port)]
-    dagster = {"DAGSTER_HOME": str(system.home / "dagster"), "DAGSTER_PG_URL": database.dagster_url()}
-
-    def asked(query: str, **variables: object) -> dict[str, Any]:
-        url = f"http://127.0.0.1:{port}/graphql"
-        answer = httpx.post(url, json={"query": query, "variables": variables}, timeout=60, trust_env=False)
-        return dict(answer.raise_for_status().json()["data"])
-
-    def answers() -> bool:
-        assert viewer.poll() is None
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/server_info", trust_env=False).is_success
-        except httpx.TransportError:
-            return False
-
-    with subprocess.Popen(
-        # What may be done is decided before it is looked for, and without definitions it starts sooner.
-        [sys.executable, *command, "--empty-workspace"],
-        env={**system.environment, **dagster, "PYTHONSAFEPATH": "1"},
-        cwd=system.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as viewer:
-        try:
-            wait_for(answers, "webserver for viewers")
-            assert asked("{ runsOrError { ... on Runs { count } } }")["runsOrError"]["count"] > 0
-            tags = [{"key": "dagster/partition", "value": f"2026-07-01|{BTC}"}]
-            assert asked(LAUNCH_RUN, tags=tags)["launchRun"]["__typename"] == "UnauthorizedError"
-            keys = [f"2026-07-01|{BTC}"]
-            assert asked(LAUNCH_BACKFILL, keys=keys)["launchPartitionBackfill"]["__typename"] == "UnauthorizedError"
-            assert asked(WIPE)["wipeAssets"]["__typename"] == "UnauthorizedError"
-        finally:
-            viewer.terminate()
 
 
 def test_whatever_it_leaves_is_its_owners_alone(system: System, landed: None) -> None:
