@@ -320,10 +320,15 @@ def maintain(
 
     settings = _settings()
     with _database(settings) as database:
-        months, kept = asyncio.run(_months(settings, database, dry_run=dry_run))
+        months, kept, damaged = asyncio.run(_months(settings, database, dry_run=dry_run))
         house = None if dry_run else keep_house(settings, database, datetime.now(tz=UTC))
     if as_json:
-        document = {"dry_run": dry_run, "months": [month.document() for month in months], "kept": kept_document(kept)}
+        document = {
+            "dry_run": dry_run,
+            "months": [month.document() for month in months],
+            "kept": kept_document(kept),
+            "damaged": damaged,
+        }
         _print_json(document if house is None else {**document, **asdict(house)})
         return
     for month in months:
@@ -335,7 +340,9 @@ def maintain(
     removed = {} if house is None else house.removed
     for what, number in removed.items():
         _print(f"removed: {number:,} {what}")
-    if not (months or kept or removed):
+    for problem in damaged:
+        _print(f"archived, and damaged: {problem}")
+    if not (months or kept or removed or damaged):
         _print("there is nothing to do")
 
 
@@ -762,8 +769,8 @@ async def _look_for_gaps(
 
 async def _months(
     settings: "Settings", database: "Database", *, dry_run: bool
-) -> "tuple[Sequence[MonthPlan | MonthDone], dict[SeriesMonth, str]]":
-    """What would be done to the months or was, and what has expired and stays."""
+) -> "tuple[Sequence[MonthPlan | MonthDone], dict[SeriesMonth, str], list[str]]":
+    """What would be done to the months or was, what has expired and stays, and archives found damaged."""
     from okx_pipeline.history.backfill import Backfill
     from okx_pipeline.maintenance.upkeep import maintain as look_after_months
     from okx_pipeline.maintenance.upkeep import plan_months
@@ -771,9 +778,10 @@ async def _months(
     async with Backfill.opened(settings, database) as backfill:
         if not dry_run:
             looked_after = await look_after_months(backfill)
-            return looked_after.done, looked_after.kept
+            return looked_after.done, looked_after.kept, list(looked_after.damaged.values())
         plans = await plan_months(backfill)
-    return [plan for plan in plans if not plan.is_idle], {key: why for plan in plans for key, why in plan.kept.items()}
+    busy = [plan for plan in plans if not plan.is_idle]
+    return busy, {key: why for plan in plans for key, why in plan.kept.items()}, []
 
 
 async def _account(settings: "Settings", database: "Database") -> None:

@@ -20,7 +20,7 @@ from okx_pipeline.history.backfill import Backfill
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import session_lock_if_free, translated
 from okx_pipeline.storage.landing import ensure_months
-from okx_pipeline.storage.months import SeriesMonthState, partition_states, series_months
+from okx_pipeline.storage.months import SeriesMonthState, held_months, partition_states, series_months
 from okx_pipeline.storage.parquet import DamagedFileError, SeriesMonth
 from okx_pipeline.storage.partitions import InUseError, leave_archived_out, may_vacuum, partition_bytes, vacuum_month
 from okx_pipeline.storage.projection import archive_month, archive_whole, rebuild_month, restore_month
@@ -209,6 +209,24 @@ class Upkeep:
             if not state.archived and (crc32(str(state.key).encode()) + today) % READ_BACK_DAYS == 0:
                 yield state.key
 
+    def damaged(self) -> dict[SeriesMonth, str]:
+        """Archived months whose file is gone, cut off or another, by what it says of itself: its rows are not read."""
+        found = {}
+        for month in held_months(self._connection):
+            if not month.archived:
+                continue
+            place = self._store.files.place(month.key)
+            try:
+                state = self._store.files.state(month.key)
+            except DamagedFileError as problem:
+                found[month.key] = str(problem)
+            else:
+                if state is None:
+                    found[month.key] = f"{place}: it is gone"
+                elif month.content_hash not in {None, state.content_hash}:
+                    found[month.key] = f"{place}: it does not hold the rows that were archived in it"
+        return found
+
     def plan(self, months: Collection[date] | None = None) -> list[MonthPlan]:
         """What is to be done in `months`, or in every month; those with nothing to do included."""
         by_month: defaultdict[date, list[SeriesMonthState]] = defaultdict(list)
@@ -332,10 +350,17 @@ class Upkeep:
 
 @dataclass(frozen=True, slots=True)
 class LookedAfter:
-    """What was done, a month at a time where anything was, and what is left to be done now."""
+    """What was done, a month at a time where anything was, and what is left to be done now.
+
+    Parameters
+    ----------
+    damaged
+        Archived months whose file does not say that it holds what was archived in it, and what is wrong with it.
+    """
 
     done: list[MonthDone]
     left: list[MonthPlan]
+    damaged: dict[SeriesMonth, str]
 
     @property
     def lacking(self) -> list[date]:
@@ -374,7 +399,7 @@ def look_after_months(
     with upkeep.alone():
         upkeep.prepare(account=account)
         done = [upkeep.carry_out(plan) for plan in upkeep.plan(months) if not plan.is_idle]
-        return LookedAfter(done, upkeep.plan())
+        return LookedAfter(done, upkeep.plan(), upkeep.damaged())
 
 
 def bring_back(

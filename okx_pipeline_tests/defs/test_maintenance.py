@@ -1,6 +1,7 @@
 """The stage of maintenance as Dagster runs it: months by partition, a daily schedule, sizes as metadata."""
 
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -73,7 +74,7 @@ def test_the_next_months_are_made_by_the_exchanges_clock(
     ahead = following_months(NOW, 4)
     result, metadata = run(instance, pipeline, ahead[0], ahead[-1])
     assert sorted(partition_bytes(connection)) == ahead
-    assert checks(result) == {"no_month_is_missing": True, "retention_is_kept": True}
+    assert checks(result) == {"no_month_is_missing": True, "archives_are_there": True, "retention_is_kept": True}
     assert set(metadata) == {f"{month:%Y-%m}" for month in ahead}
     assert metadata["2026-11"]["done"] == "partition made"
 
@@ -82,7 +83,7 @@ def test_a_run_of_one_month_tells_of_others_that_lack_their_partition(
     instance: dg.DagsterInstance, pipeline: Pipeline
 ) -> None:
     result, _ = run(instance, pipeline, NOW, NOW)
-    assert checks(result) == {"no_month_is_missing": False, "retention_is_kept": True}
+    assert checks(result) == {"no_month_is_missing": False, "archives_are_there": True, "retention_is_kept": True}
     [missing] = [each for each in result.get_asset_check_evaluations() if not each.passed]
     assert missing.description == "no partition: 2026-09, 2026-10, 2026-11"
 
@@ -95,7 +96,7 @@ def test_an_expired_month_is_archived_and_its_partition_says_so(
         land_month(keeping, month)
     last = following_months(NOW, 4)[-1]
     result, metadata = run(instance, keeping, old, last)
-    assert checks(result) == {"no_month_is_missing": True, "retention_is_kept": True}
+    assert checks(result) == {"no_month_is_missing": True, "archives_are_there": True, "retention_is_kept": True}
     assert {state.key.month: state.archived for state in series_months(connection)} == {old: True, young: False}
     archived = metadata["2025-07"]
     assert (archived["partition"], archived["rows"], archived["archived_rows"]) == ("none", 0, 744)
@@ -103,6 +104,22 @@ def test_an_expired_month_is_archived_and_its_partition_says_so(
     assert "744 candles of BTC-USDT-SWAP 1h archived, partition dropped" in archived["done"]
     assert (metadata["2025-08"]["partition"], metadata["2025-08"]["rows"]) == ("there", 744)
     assert metadata["2025-08"]["bytes"] > 744 * 100
+
+
+def test_an_archived_month_whose_file_is_gone_is_told_by_a_check(
+    instance: dg.DagsterInstance, keeping: Pipeline
+) -> None:
+    old = date(2025, 7, 1)
+    land_month(keeping, old)
+    run(instance, keeping, old, old)
+    for path in Path(keeping.settings().parquet_root).rglob(f"month={old:%Y-%m}/candles.parquet"):
+        path.unlink()
+    result, _ = run(instance, keeping, old, old)
+    [gone] = [each for each in result.get_asset_check_evaluations() if each.check_name == "archives_are_there"]
+    assert not gone.passed
+    assert gone.severity is dg.AssetCheckSeverity.ERROR
+    assert str(gone.description).startswith("1 files: ")
+    assert str(gone.description).endswith("candles.parquet: it is gone")
 
 
 def test_what_has_expired_and_cannot_go_is_told_by_a_check(

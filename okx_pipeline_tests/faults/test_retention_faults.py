@@ -172,6 +172,8 @@ def test_a_late_repair_of_a_month_whose_archive_is_damaged_is_refused_aloud_and_
         for path in Path(system.settings.parquet_root).rglob(f"month={corrected:%Y-%m}/candles.parquet"):
             saved[path] = path.read_bytes()
             path.write_bytes(saved[path][: system.randomly.randrange(len(saved[path]))])
+        maintained = look_after_months(store, {}, system.now_ms())
+        assert len(maintained.damaged) == len(saved)
         held = system.rows("SELECT * FROM trading.candlesticks ORDER BY symbol, timeframe, timestamp_ms")
         with pytest.raises(PipelineError, match=r"candles\.parquet: ") as told:
             refetch(system, corrected, corrected + timedelta(days=1))

@@ -34,6 +34,7 @@ months = dg.MonthlyPartitionsDefinition(
     check_specs=[
         dg.AssetCheckSpec("no_month_is_missing", asset=KEY, description="Every month of candles has its partition."),
         dg.AssetCheckSpec("retention_is_kept", asset=KEY, description="What has expired has left PostgreSQL."),
+        dg.AssetCheckSpec("archives_are_there", asset=KEY, description="Every archived month has its Parquet file."),
     ],
     metadata={"dagster/table_name": "trading.candlesticks"},
 )
@@ -102,7 +103,7 @@ def _metadata(summary: MonthSummary | None, done: MonthDone | None) -> dict[str,
 
 
 def _checks(looked_after: LookedAfter) -> list[dg.AssetCheckResult]:
-    lacking, kept = looked_after.lacking, looked_after.kept
+    lacking, kept, damaged = looked_after.lacking, looked_after.kept, list(looked_after.damaged.values())
     return [
         dg.AssetCheckResult(
             check_name="no_month_is_missing",
@@ -111,6 +112,12 @@ def _checks(looked_after: LookedAfter) -> list[dg.AssetCheckResult]:
             description=f"no partition: {', '.join(f'{month:%Y-%m}' for month in lacking[:LISTED])}"
             if lacking
             else "every month has its partition",
+        ),
+        dg.AssetCheckResult(
+            check_name="archives_are_there",
+            passed=not damaged,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=f"{len(damaged)} files: {'; '.join(damaged[:LISTED])}" if damaged else "every file is there",
         ),
         dg.AssetCheckResult(
             check_name="retention_is_kept",
