@@ -20,7 +20,7 @@ from okx_pipeline.settings import Settings
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.embedded import EmbeddedPostgres
 from okx_pipeline_tests import data_dictionary
-from okx_pipeline_tests.test_readme import PROGRAM, place, run
+from okx_pipeline_tests.test_readme import place, run
 
 __all__ = ["place"]
 
@@ -77,11 +77,14 @@ def store(place: Place) -> Iterator[Place]:
     folder, _ = place
     (folder / ".venv").symlink_to(Path(sys.prefix))
     # Held, so that the server does not start and stop with each command.
-    with EmbeddedPostgres(folder / ".okx"):
+    with EmbeddedPostgres(folder / ".okx") as server:
+        # What `okx-pipeline psql` starts.
+        (folder / "psql").symlink_to(server.bin / "psql")
+        (folder / "url").write_text(server.url)
         for command in (
             "backfill --start 2026-08-01 --end 2026-08-22 --symbols BTC-USDT-SWAP,ETH-USDT-SWAP --timeframes 5m,1h",
             "subscribe BTC-USDT-SWAP ETH-USDT-SWAP --timeframes 5m,1h --since 2026-08-01",
-            "validate --start 2026-08-18 --end 2026-08-21",
+            "validate --start 2026-08-20 --end 2026-08-21",
         ):
             run(place, [sys.executable, "-P", "-m", "okx_pipeline", *shlex.split(command)])
         yield place
@@ -92,7 +95,8 @@ def test_a_block_runs_as_it_stands(store: Place, block: Block) -> None:
     if block.language == "sh":
         told = run(store, ["sh", "-euc", block.text])
     elif block.language == "sql":
-        told = run(store, [f"{store[0]}/{PROGRAM}", "psql", "-v", "ON_ERROR_STOP=1", "-c", block.text])
+        url = (store[0] / "url").read_text()
+        told = run(store, [f"{store[0]}/psql", "-d", url, "-v", "ON_ERROR_STOP=1", "-c", block.text])
     else:
         told = run(store, [sys.executable, "-W", "error", "-c", block.text])
     print(told)

@@ -124,12 +124,10 @@ def without(stand: Stand, opens: Sequence[int]) -> None:
         connection.execute("DELETE FROM trading.candlesticks WHERE timestamp_ms = ANY(%s)", (list(opens),))
 
 
-@pytest.mark.parametrize(("symbol", "minutes"), [(BTC, 11_175), (ETH, 11_177)])
-def test_the_recorders_holes_are_found_exactly_and_proven_absent_where_okx_serves_none(
-    stand: Stand, symbol: str, minutes: int
-) -> None:
-    series = SeriesRange(symbol, MINUTE, Range(FIRST_MS, LAST_MS))
-    stand.land(symbol, MINUTE, FIRST_MS, LAST_MS)
+def test_the_recorders_holes_are_found_exactly_and_proven_absent_where_okx_serves_none(stand: Stand) -> None:
+    minutes = 11_175
+    series = SeriesRange(BTC, MINUTE, Range(FIRST_MS, LAST_MS))
+    stand.land(BTC, MINUTE, FIRST_MS, LAST_MS)
     found = stand.detect(series)
     assert (len(found.missing), found.missing_candles) == (62, minutes)
     assert found.checked == (LAST_MS - FIRST_MS) // MINUTE_MS
@@ -155,15 +153,15 @@ def test_the_recorders_holes_are_found_exactly_and_proven_absent_where_okx_serve
 def test_the_same_holes_are_closed_where_okx_serves_them(
     recordings: Path, settings_for: Callable[[str], Settings], database: Database, stand: Stand
 ) -> None:
-    stand.land(BTC, MINUTE, FIRST_MS, LAST_MS)
+    stand.land(ETH, MINUTE, FIRST_MS, LAST_MS)
     before = stand.rows("SELECT * FROM trading.candlesticks ORDER BY timestamp_ms")
     filled = Exchange(open_market(str(recordings / "candles"), fill=11), ExchangeClock(LATER_MS, 0.0), limits=False)
     with ReplayServer(filled) as server:
         stand.settings = settings_for(server.url)
-        series = SeriesRange(BTC, MINUTE, Range(FIRST_MS, LAST_MS))
+        series = SeriesRange(ETH, MINUTE, Range(FIRST_MS, LAST_MS))
         done = stand.repair(series)
-    assert (done.before[0].missing_candles, done.after[0].missing_candles) == (11_175, 0)
-    assert done.fetched.total("inserted") == 11_175
+    assert (done.before[0].missing_candles, done.after[0].missing_candles) == (11_177, 0)
+    assert done.fetched.total("inserted") == 11_177
     assert done.requests == 0
     assert {status for status, *_ in stand.statuses()} == {"repaired"}
     kept = {row[2]: row for row in stand.rows("SELECT * FROM trading.candlesticks")}
@@ -201,8 +199,9 @@ def test_empty_pages_prove_nothing(stand: Stand) -> None:
 
 def young_hole(stand: Stand) -> SeriesRange:
     """A minute that nobody recorded, an hour old."""
-    stand.land(BTC, MINUTE, FIRST_MS, LAST_MS)
-    series = SeriesRange(BTC, MINUTE, Range(FIRST_MS, LAST_MS))
+    start_ms = LAST_MS - 3 * DAY_MS
+    stand.land(BTC, MINUTE, start_ms, LAST_MS)
+    series = SeriesRange(BTC, MINUTE, Range(start_ms, LAST_MS))
     newest = stand.detect(series).missing[-1]
     stand.exchange.clock.set(newest.end_ms + HOUR_MS, 0.0)
     return SeriesRange(BTC, MINUTE, newest)
