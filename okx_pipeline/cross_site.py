@@ -17,6 +17,8 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _OWN: Final = frozenset({"same-origin", "none"})
 """What browsers call a request of the page itself, and of a person who typed the address."""
 
+_POLICY_VIOLATION: Final = 1008
+
 
 class OwnPagesOnly:
     """Refuses what another site's page asks of an application; a link that leads to a page of it is followed.
@@ -34,7 +36,7 @@ class OwnPagesOnly:
 
     def __init__(self, application: ASGIApp, names: Collection[str] = (), acting: Collection[str] = ()) -> None:
         self._application = application
-        self._names = LOOPBACK.union(names)
+        self._proxies = frozenset(names) - LOOPBACK
         self._acting = frozenset(acting)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,12 +44,15 @@ class OwnPagesOnly:
         if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
             refusal = None
-            if _name(f"//{headers.get('host', '')}") not in self._names:
+            if _name(f"//{headers.get('host', '')}") not in LOOPBACK | self._proxies:
                 refusal = PlainTextResponse("Nothing is served here under this name; see OKX_PAGES_URL.\n", 421)
             elif not self._is_own(scope, headers):
                 refusal = PlainTextResponse("Another site's page has asked for this.\n", 403)
             if refusal is not None:
-                await refusal(scope, receive, send)
+                if scope["type"] == "websocket":
+                    await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+                else:
+                    await refusal(scope, receive, send)
                 return
         await self._application(scope, receive, send)
 
@@ -60,9 +65,14 @@ class OwnPagesOnly:
             # A link, and no picture or frame.
             how = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
             return is_look and how == ("navigate", "document")
-        # A browser that is old, or does not think the address worth it, names the page at least where it acts.
+        # Of a WebSocket Chromium says no more than whose page it is, by its port as well: others of the loopback have
+        # pages, too. Behind a proxy the page has the proxy's name, and we are asked by our own.
         origin = headers.get("origin")
-        return origin is None or _name(origin) in self._names
+        return (
+            origin is None
+            or origin.partition("://")[2].lower() == headers["host"].lower()
+            or _name(origin) in self._proxies
+        )
 
 
 def _name(url: str) -> str | None:
