@@ -4,6 +4,7 @@ They become part of SQL, requests, paths and screens. Each door lets in what a m
 that it is none, before anything is opened or made.
 """
 
+import json
 import logging
 import re
 import zipfile
@@ -19,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer import TyperException
 
-from okx_pipeline.candles import parse_symbol, parse_symbols
+from okx_pipeline.candles import Source, parse_symbol, parse_symbols
 from okx_pipeline.cli import app
 from okx_pipeline.defs.partitions import day_and_symbol
 from okx_pipeline.errors import PipelineError, UsageError
 from okx_pipeline.exchange.errors import error_of
 from okx_pipeline.exchange.frames import encode_requests
 from okx_pipeline.exchange.listings import decode_instruments, decode_maintenance, decode_time, plain
-from okx_pipeline.exchange.messages import Instrument, encode_success
+from okx_pipeline.exchange.messages import Instrument, decode_page, encode_success
 from okx_pipeline.exchange.protocol import INSTRUMENTS
 from okx_pipeline.exchange.rest import RestClient
 from okx_pipeline.loading import load_candles
@@ -34,6 +35,7 @@ from okx_pipeline.maintenance.backup import CONTENTS, restore
 from okx_pipeline.settings import Settings, read_settings
 from okx_pipeline.storage.database import Connection, Database, one
 from okx_pipeline.storage.instruments import record_listing
+from okx_pipeline.storage.landing import land
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.stream_status import Heartbeat, beat, sidecar_status
 from okx_pipeline.timeframes import TIMEFRAMES, parse_timeframe
@@ -274,6 +276,27 @@ def test_a_listing_of_nothing_else_is_none() -> None:
         decode_instruments(listed([msgspec.structs.replace(PLAIN, symbol="../../x")]))
     assert decode_instruments(listed([])) == ([], 0)
     assert INSTRUMENTS.path.startswith("/api/")
+
+
+def test_whatever_rows_hold_lands_as_text_or_not_at_all(connection: Connection) -> None:
+    good = ["1747094040000", "2", "2", "1", "2", "1", "1", "1", "1"]
+    minute = parse_timeframe("1m")
+    field = st.one_of(texts, st.integers(), st.none(), st.lists(texts, max_size=2), st.sampled_from(good))
+    row = st.one_of(
+        st.lists(field, min_size=9, max_size=9),
+        st.builds(lambda at, odd: [*good[:at], odd, *good[at + 1 :]], st.integers(0, 8), field),
+    )
+
+    @given(st.lists(row, max_size=5))
+    @settings(max_examples=40, deadline=None)
+    def landed(rows: list[Any]) -> None:
+        page = decode_page(msgspec.Raw(msgspec.json.encode(rows)), "BTC-USDT", minute)
+        land(connection, page.candles, page.refused, source=Source.REST)
+
+    landed()
+    for said, original in connection.execute("SELECT reason, original FROM trading.candlesticks_quarantine"):
+        assert str(said).isprintable()
+        assert json.loads(original) is not None
 
 
 @given(texts, texts, texts, texts)
