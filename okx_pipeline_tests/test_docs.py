@@ -35,7 +35,6 @@ SHOWN = (
     # The last hour of the recordings is not due for another minute.
     ("gaps --start 2026-08-01", r"503 checked, 503 present, 0 missing, 0 absent"),
     ("restore okx.backup", r"4 months of series restored"),
-    ("rm .okx/parquet", r"1 Parquet files written"),
 )
 """What blocks with such a text show."""
 

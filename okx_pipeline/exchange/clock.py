@@ -37,6 +37,8 @@ class ExchangeClock:
         self._client = client
         self._reading: TimeReading | None = None
         self._speed = 1.0
+        self.is_measured = False
+        """Whether two readings have shown how fast the exchange's time runs."""
         self._wall_at_reading_s = 0.0
         self._asked_s = 0.0
         self._doubted = False
@@ -73,7 +75,7 @@ class ExchangeClock:
 
     @property
     def speed(self) -> float:
-        """How fast the exchange's time runs against ours: 1 but for a stand-in."""
+        """How fast the exchange's time runs against ours: 1 but for a stand-in; taken for 1 until it is measured."""
         return self._speed
 
     @property
@@ -116,5 +118,6 @@ class ExchangeClock:
             if passed_s > DOUBT_AGE_S / 2:
                 speed = max(0.0, (reading.server_ms - self._reading.server_ms) / passed_s / 1000)
                 self._speed = 1.0 if abs(speed - 1) < STEADY else speed
+                self.is_measured = True
         self._reading = reading
         self._wall_at_reading_s = time.time() - (time.monotonic() - reading.local_s)

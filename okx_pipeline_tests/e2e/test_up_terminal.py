@@ -25,6 +25,7 @@ SENTINEL = "s3ntinel/of a@secret"
 SENTINEL_PART = "ntinel"
 """What all secrets here have in common, however they are spelled."""
 
+MAKEFILE = Path(__file__).parents[2] / "Makefile"
 TOLD = (
     "Dagster UI   http://127.0.0.1:",
     "Data quality http://127.0.0.1:",
@@ -193,13 +194,17 @@ def test_the_logs_are_bounded_json_where_ours_and_without_a_secret(shown: Termin
     )
 
 
-def test_a_terminal_that_is_closed_leaves_nothing(system: System, recordings: Path) -> None:
-    stand_in = ["--replay", str(recordings / "candles"), "--now", "2026-08-22T02:00Z"]
-    command = [PROGRAM, "up", "--port", str(system.port), *stand_in]
+def test_the_demo_moves_and_its_terminal_when_closed_leaves_nothing(tmp_path: Path) -> None:
+    [demo] = re.findall(r"okx-pipeline up (--replay .*)", MAKEFILE.read_text())
+    system = System(tmp_path / "demo", tmp_path)
+    command = [PROGRAM, "up", "--port", str(system.port), *demo.split()]
     # Behind a proxy, whose name is not overwritten by the port that the pages have.
     proxied = {**system.environment, "OKX_PAGES_URL": "https://candles.example.com"}
     with terminal(command, system.folder, proxied) as up:
-        up.await_text("2 of 2 series sound")
+        up.await_text("5 of 5 series sound")
+        for moving in (r"[1-9][\d,]* held", r"([1-9][\d.]*|0\.[1-9]) candles/s"):
+            wait_for(lambda said=moving: re.search(said, up.text), moving)
+        assert "Errors" not in up.text, "what a newcomer sees first"
         assert "Data quality https://candles.example.com" in up.text
         named = {"Host": "candles.example.com", "Origin": "https://candles.example.com"}
         ui = f"http://127.0.0.1:{system.port}/server_info"

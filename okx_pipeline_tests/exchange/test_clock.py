@@ -150,9 +150,11 @@ def test_a_doubted_reading_is_renewed_soon_and_tells_an_exchange_that_runs_faste
         await clock.now_ms()
         clock.doubt()
         assert await clock.now_ms() == SERVER_MS, "read a moment ago"
+        assert not clock.is_measured
         machine.passed_s += 10
         assert await clock.now_ms() == SERVER_MS + 600_000
         assert clock.speed == pytest.approx(60)
+        assert clock.is_measured
         machine.passed_s += 1
         assert clock.carried_ms() == SERVER_MS + 660_000
         machine.passed_s += 9
