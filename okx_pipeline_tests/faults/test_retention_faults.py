@@ -255,13 +255,14 @@ def test_a_migration_under_load_gives_way_until_it_has_its_moment_and_nothing_is
     monkeypatch.setattr(migrations, "packaged", lambda _: folder)
     landed = "SELECT count(*) FROM trading.candlesticks WHERE source = 'websocket'"
     system.streaming()
-    with system.database.connect() as reader, ThreadPoolExecutor(1) as thread:
+    with system.database.connect() as reader, system.database.connect() as other, ThreadPoolExecutor(1) as thread:
+        # Who else would read waits as long as the migration does before it gives way, and no longer.
+        other.execute("SET lock_timeout = '10s'")
         with reader.transaction():
-            one(reader, "SELECT count(*) FROM trading.candlesticks")
+            before = one(reader, landed)
             migrating = thread.submit(migrate, system.database)
-            before = system.count(landed)
             system.lets_pass(3 + 2 * system.randomly.random())
-            wait_until(lambda: system.count(landed) > before, "candles land while the migration waits", 20)
+            wait_until(lambda: one(other, landed) > before, "candles land while the migration waits", 20)
             assert not migrating.done()
         assert migrating.result(60) == ["9999.of-a-test"]
     system.lets_pass(1)
