@@ -1,8 +1,9 @@
 """The suite as pytest sees it: how often each fault is tried, with which seeds, and the table at the end.
 
 A test says which row of the matrix it is with `@pytest.mark.fault(NUMBER, "name", tries=N)`. One that takes `seed` is
-run `N` times with the seeds 1 to N where `FAULTS=full`, once with seed 1 otherwise, and with `FAULT_SEED` alone where
-that is set. What the checker found travels in `user_properties`, which works across the processes of pytest-xdist.
+run `N` times where `FAULTS=full`, with the seeds from `FAULT_SEEDS_FROM` (1) on, once otherwise, and with `FAULT_SEED`
+alone where that is set. What the checker found travels in `user_properties`, which works across the processes of
+pytest-xdist.
 """
 
 import os
@@ -41,7 +42,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     tries = int(marker.kwargs.get("tries", 1))
     only = os.environ.get("FAULT_SEED")
-    seeds = [int(only)] if only else range(1, tries + 1 if IS_FULL else 2)
+    first = int(os.environ.get("FAULT_SEEDS_FROM", "1"))
+    seeds = [int(only)] if only else range(first, first + (tries if IS_FULL else 1))
     metafunc.parametrize("seed", seeds, ids=[f"seed{seed}" for seed in seeds])
 
 
