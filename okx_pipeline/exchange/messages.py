@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from okx_pipeline.candles import Candle, Refused, canonical, impossibility
+from okx_pipeline.candles import Candle, Refused, canonical, impossibility, sound_candle
 from okx_pipeline.exchange import protocol
 from okx_pipeline.timeframes import Timeframe
 
@@ -166,6 +166,8 @@ def _candle(row: list[str], timestamp_ms: int | None, confirm: str, symbol: str,
         return f"{len(row)} fields instead of {protocol.ROW_FIELDS}"
     if confirm != protocol.CONFIRMED:
         return f"confirm is {confirm[:20]!r}"
+    if sound := sound_candle(symbol, timeframe, timestamp_ms, row[1:8]):
+        return sound
     try:
         values = [canonical(text) for text in row[1:8]]
     except ValueError as problem:
