@@ -4,7 +4,7 @@ SHELL := /bin/sh
 UV_VERSION := 0.13.8
 BIN := .venv/bin
 
-.PHONY: help install up demo e2e test lint audit sbom types faults soak bench bench-large docs lock clean
+.PHONY: help install up demo e2e test lint audit sbom types faults mutations soak bench bench-large docs lock clean
 
 help: ## what can be done here
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile
@@ -41,6 +41,9 @@ faults: install ## every fault of the matrix, many times over, judged by a check
 
 soak: install ## faults drawn by chance for MINUTES=30, and the checker at the end
 	@SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest okx_pipeline_tests/faults/soak.py
+
+mutations: install ## the tests are tested: one protection after the other is switched off in a copy, and has to turn them red
+	@$(BIN)/python -m okx_pipeline_tests.faults.mutations
 
 lint: install ## ruff: style, likely bugs, security
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
