@@ -180,7 +180,7 @@ class Settings(BaseSettings):
         """Folder or s3:// URL under which `candlesticks` lies."""
         if self.parquet_url.startswith("s3://"):
             return self.parquet_url
-        return str(Path(self.parquet_url).expanduser().absolute()) if self.parquet_url else str(self.root / "parquet")
+        return str(Path(self.parquet_url).absolute()) if self.parquet_url else str(self.root / "parquet")
 
     @property
     def quality_folder(self) -> Path:
