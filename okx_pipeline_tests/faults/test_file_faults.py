@@ -105,8 +105,12 @@ def cut(path: Path, chance: random.Random) -> None:
 
 def flip(path: Path, chance: random.Random) -> None:
     """One bit of a page, where nothing but the page's checksum tells."""
+    group = pq.read_metadata(path).row_group(0)
+    column = group.column(chance.randrange(group.num_columns))
+    # Pages lie one after the other, each behind a header in which not every bit matters.
+    end = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size
     body = bytearray(path.read_bytes())
-    body[chance.randrange(4, len(body) // 2)] ^= 1 << chance.randrange(8)
+    body[end - chance.randrange(1, 9)] ^= 1 << chance.randrange(8)
     path.write_bytes(body)
 
 
