@@ -477,7 +477,7 @@ def test_the_stand_in_says_where_it_serves_and_ends_in_order(bare: Program) -> N
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("command", [("up",), ("replay", "synthetic")], ids=" ".join)
+@pytest.mark.parametrize("command", [("up",), ("replay", "synthetic"), ("pages",)], ids=" ".join)
 def test_a_port_that_is_taken_is_one_line(bare: Program, command: tuple[str, ...]) -> None:
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
@@ -753,9 +753,6 @@ def test_a_clean_store_passes_and_the_report_is_where_it_says(collected: Program
     # Of every check, of both stores.
     assert judged["verdicts"] == 2 * 7 * 2
     assert Path(judged["report"]).is_file()
-    told = done(collected("validate", *DAYS))
-    assert told.stdout.splitlines()[-1].startswith("2 days of 2 series-days judged: 0 errors")
-    assert judged["report"] in told.stdout
     assert figures(collected("status", "--json"))["quality"]["series_days"] == 2
 
 
@@ -775,6 +772,9 @@ def test_a_row_no_market_can_have_fails_the_check_that_names_it_and_the_status(
     told = collected("validate", *DAYS)
     assert told.returncode == 1
     assert f"{BTC} 1h: error in ohlc_sanity: " in told.stdout
+    last = told.stdout.splitlines()[-1]
+    assert last.startswith(f"2 days of 2 series-days judged: {judged['errors']} errors")
+    assert judged["report"] in last
     unwell = collected("status")
     assert unwell.returncode == 1
     assert "the checks fail on 1 series-days of the week to" in unwell.stderr
@@ -800,11 +800,3 @@ def test_history_that_is_still_on_its_way_is_not_judged(program: Program, databa
 def test_where_nothing_was_landed_nothing_is_judged(program: Program) -> None:
     assert figures(program("validate", "--json"))["verdicts"] == 0
     assert "nothing has been judged yet" in done(program("status")).stdout
-
-
-def test_the_pages_are_served_on_loopback_and_a_taken_port_is_one_line(collected: Program) -> None:
-    done(collected("validate", *DAYS))
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        refused(collected("pages", "--port", str(taken.getsockname()[1])), 2, "choose another with --port")
