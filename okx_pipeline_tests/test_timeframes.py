@@ -91,6 +91,12 @@ def test_hong_kong_bars_are_refused_and_the_utc_one_is_named(spelling: str, utc_
         parse_timeframe(spelling)
 
 
+@pytest.mark.parametrize("spelling", ["3M", "2D", "1s", "1y", "60", ""])
+def test_a_length_that_is_not_kept_is_refused(spelling: str) -> None:
+    with pytest.raises(UsageError, match="it is one of 1m, 3m"):
+        parse_timeframe(spelling)
+
+
 def test_the_minute_and_the_month_are_not_taken_for_each_other() -> None:
     assert parse_timeframe("1m").length_ms == 60_000
     assert parse_timeframe("1M").is_month

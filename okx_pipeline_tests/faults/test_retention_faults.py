@@ -114,11 +114,11 @@ def test_retention_against_late_repairs_beside_the_stream_loses_nothing_and_hold
 ) -> None:
     monkeypatch.setattr(upkeep, "RESTORED_STAYS_DAYS", 0)
     with nobody_waits_for_long(database) as url:
-        system = a_turn_of_month(make_system, 4, database_url=url)
+        system = a_turn_of_month(make_system, 2, database_url=url)
         refetch(system, *OLD)
         streaming(system)
         did: Counter[str] = Counter()
-        until = monotonic() + (10 if is_full() else 3)
+        until = monotonic() + (6 if is_full() else 3)
 
         def maintain() -> None:
             retention = dict.fromkeys(OLD_TIMEFRAMES[: 1 + did["maintain"] % 2], 10)
@@ -199,7 +199,7 @@ def drop(system: System, month: str) -> None:
         connection.execute(f"DROP TABLE IF EXISTS trading.candlesticks_{month}")
 
 
-@pytest.mark.fault(24, "next month's partition gone, or there and not attached", tries=5)
+@pytest.mark.fault(24, "next month's partition gone, or there and not attached", tries=4)
 def test_the_first_candles_of_a_month_without_a_partition_make_it(make_system: MakeSystem) -> None:
     system = a_turn_of_month(make_system, 3)
     streaming(system)
@@ -215,16 +215,16 @@ def test_the_first_candles_of_a_month_without_a_partition_make_it(make_system: M
     assert system.rows("SELECT partdefid::int FROM pg_partitioned_table") == [(0,)]
 
 
-@pytest.mark.fault(24, "next month's partition gone, or there and not attached", tries=5)
+@pytest.mark.fault(24, "next month's partition gone, or there and not attached", tries=4)
 def test_what_can_not_land_for_want_of_a_partition_waits_and_is_told(make_system: MakeSystem) -> None:
-    system = a_turn_of_month(make_system, 2)
+    system = a_turn_of_month(make_system, 1)
     with system.database.connect() as connection:
         connection.execute("SELECT trading.ensure_month('2026-09-01')")
         connection.execute("ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2026_09")
         streaming(system)
         wait_until(lambda: system.counter("database away"), "the sidecar says that it cannot land")
         assert "attach it again" in system.told()
-        system.lets_pass(2 + 3 * system.randomly.random())
+        system.lets_pass(1 + 2 * system.randomly.random())
         system.holds_its_promises()
         assert system.command("status") == 1
         lower, upper = day_ms(date(2026, 9, 1)), day_ms(date(2026, 10, 1))
