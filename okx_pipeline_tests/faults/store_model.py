@@ -11,9 +11,13 @@ from datetime import date, datetime
 from typing import Any, Final, Protocol
 
 from okx_pipeline.candles import VALUE_COLUMNS, Candle, Refused, Source
+from okx_pipeline.exchange.clock import ExchangeClock
 from okx_pipeline.exchange.frames import Series
+from okx_pipeline.history.backfill import Backfill
 from okx_pipeline.quality.gaps import SeriesRange, detect
+from okx_pipeline.quality.repair import repair
 from okx_pipeline.ranges import Range
+from okx_pipeline.settings import Settings
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import due
 from okx_pipeline.storage.database import Database, one
@@ -69,7 +73,10 @@ class Store(Protocol):
     def archive(self, month: SeriesMonth) -> None: ...
     def bring_back(self, month: SeriesMonth) -> None: ...
     def maintain(self, month: date) -> None: ...
-    def account(self, wanted: Mapping[Series, int], now_ms: int) -> Ledger: ...
+    def ledger(self, wanted: Mapping[Series, int], now_ms: int) -> Ledger: ...
+    async def proves(
+        self, settings: Settings, client: Any, clock: ExchangeClock, wanted: Mapping[Series, int]
+    ) -> set[Key] | None: ...
     def held(self) -> dict[Key, Held]: ...
     def revisions(self) -> list[Revision]: ...
     def refused(self) -> set[tuple[str, str, int | None]]: ...
@@ -189,7 +196,7 @@ class ModelStore:
     def maintain(self, month: date) -> None:
         """Giving back the space of what has left changes nothing that is held."""
 
-    def account(self, wanted: Mapping[Series, int], now_ms: int) -> Ledger:
+    def ledger(self, wanted: Mapping[Series, int], now_ms: int) -> Ledger:
         refused = self.refused()
         corrected = {revision.key for revision in self.revised}
         days: dict[SeriesDay, tuple[int, int, int, int, int]] = {}
@@ -220,6 +227,12 @@ class ModelStore:
 
     def reopen(self) -> None:
         """A model has no connection to lose."""
+
+    async def proves(
+        self, settings: Settings, client: Any, clock: ExchangeClock, wanted: Mapping[Series, int]
+    ) -> set[Key] | None:
+        """What nobody serves is proven by asking, of which there is no model."""
+        return None
 
 
 _VALUES: Final = ", ".join(f"{column.name}::text" for column in VALUE_COLUMNS)
@@ -315,7 +328,7 @@ class MirroredStore(CandleStore):
             leave_archived_out(self.connection, month)
         self.agree()
 
-    def account(self, wanted: Mapping[Series, int], now_ms: int, *_: Any) -> Ledger:  # type: ignore[override]
+    def ledger(self, wanted: Mapping[Series, int], now_ms: int) -> Ledger:
         """Count the ledger, look for gaps by the rows, and read what both have put on record."""
         with self.connection.cursor() as cursor:
             cursor.executemany(
@@ -323,16 +336,43 @@ class MirroredStore(CandleStore):
                 "ON CONFLICT DO NOTHING",
                 [(*_name(series), since_ms) for series, since_ms in wanted.items()],
             )
-        super().account(now_ms)
+        self.account(now_ms)
         counted = self._ledger(wanted).days
         for series, since_ms in wanted.items():
             within = due(series.timeframe, Range(since_ms, now_ms), now_ms)
             detect(self, SeriesRange(series.symbol, series.timeframe, within), now_ms)
         ledger = self._ledger(wanted)
         assert ledger.days == counted, "looking for gaps changes no number"
-        model = self.model.account(wanted, now_ms)
+        model = self.model.ledger(wanted, now_ms)
         assert ledger == model, f"PostgreSQL: {ledger}\nthe rules: {model}"
         return ledger
+
+    async def proves(
+        self, settings: Settings, client: Any, clock: ExchangeClock, wanted: Mapping[Series, int]
+    ) -> set[Key] | None:
+        """Repair what is missing, and return the candles that are absent then, as the ledger says, each with proof."""
+        now_ms = await clock.now_ms()
+        due_now = [
+            SeriesRange(*series, due(series.timeframe, Range(since_ms, now_ms), now_ms))
+            for series, since_ms in wanted.items()
+        ]
+        await repair(Backfill(settings, client, clock, self), due_now)
+        self.agree()
+        absent: set[Key] = set()
+        for symbol, name, first_ms, last_ms, answers in self.connection.execute(
+            "SELECT symbol, timeframe, first_ms, last_ms, jsonb_array_length(evidence) FROM trading.candle_gaps "
+            "WHERE status = 'absent'"
+        ):
+            assert answers == 2, "a proof takes two answers"
+            absent |= {(symbol, name, open_ms) for open_ms in parse_timeframe(name).opens(first_ms, last_ms + 1)}
+        counted = one(self.connection, "SELECT coalesce(sum(absent), 0)::int FROM trading.coverage")
+        assert counted == len(absent), f"the ledger counts {counted} absent candles, its gaps have {len(absent)}"
+        sums = one(
+            self.connection,
+            "SELECT count(*) FROM trading.coverage WHERE expected <> present + absent + quarantined + missing",
+        )
+        assert sums == 0
+        return absent
 
     def _ledger(self, wanted: Mapping[Series, int]) -> Ledger:
         days = {

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from okx_pipeline.exchange import dialing, network
+from okx_pipeline.quality import repair
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.timeframes import utc
@@ -30,6 +31,7 @@ def quick_and_quiet(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.Monkey
     caplog.set_level(logging.CRITICAL)
     # To read the system's certificates takes longer than a sequence does, and nobody dials here.
     monkeypatch.setattr(dialing, "trust", cache(network.trust))
+    monkeypatch.setattr(repair, "AGAIN_OLD_S", 0.0)
 
 
 def run(make: Callable[[], Store], sequences: int, steps: int) -> None:
