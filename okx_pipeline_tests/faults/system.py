@@ -4,6 +4,8 @@ Processes are the real thing, forked from a warm one so that starting one takes 
 told to kill themselves at a named point of the program, as kill -9 there would.
 """
 
+import asyncio
+import faulthandler
 import os
 import random
 import signal
@@ -134,7 +136,10 @@ class System(Stand):
         if process.exitcode is None and process.pid is not None:
             os.kill(process.pid, number)
         process.join(60)
-        assert process.exitcode is not None, f"it does not end\n{self.told()}"
+        if process.exitcode is None and process.pid is not None:
+            os.kill(process.pid, signal.SIGUSR1)
+            process.join(2)
+            raise AssertionError(f"it does not end\n{self.told()}")
 
     def end_all(self) -> None:
         """Kill what still runs."""
@@ -270,7 +275,15 @@ def _logged(log: str, work: Callable[..., None], *arguments: Any) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
+    signal.signal(signal.SIGUSR1, _tell_where)
     work(*arguments)
+
+
+def _tell_where(*_: object) -> None:
+    """Say what every thread and task is at: for one that does not end."""
+    faulthandler.dump_traceback()
+    for task in asyncio.all_tasks(asyncio._get_running_loop()):
+        task.print_stack()
 
 
 def _sidecar(settings: Settings, standby: bool, variations: Sequence[Callable[[], None]]) -> None:
