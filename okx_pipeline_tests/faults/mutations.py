@@ -363,6 +363,17 @@ MUTATIONS: Final = (
         ("storage/test_coverage.py::test_a_day_wanted_and_not_held_at_all_is_missing_whole", IN_POSTGRESQL),
     ),
     Mutation(
+        "one answer without a candle proves nothing",
+        (
+            Edit(
+                "okx_pipeline/quality/repair.py",
+                "        if len(evidence) < 2 or (not self._is_old(gap, last) and apart_ms < AGAIN_YOUNG_MS):\n",
+                "        if False:\n",
+            ),
+        ),
+        (IN_POSTGRESQL,),
+    ),
+    Mutation(
         "gaps that stay open are told",
         (
             Edit(
