@@ -76,7 +76,7 @@ def test_damaged_frames_cost_nothing_and_what_is_refused_is_kept_as_it_came(syst
     assert system.recovers().explained == 0
     assert system.counter("connection lost") == 0
     refused = system.rows("SELECT reason, original FROM trading.candlesticks_quarantine")
-    assert system.counter("row refused") >= len(refused)
+    wait_until(lambda: system.counter("row refused") >= len(refused), "what is refused is counted")
     assert all(reason and original.startswith("[") for reason, original in refused)
 
 

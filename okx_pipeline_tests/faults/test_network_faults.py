@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from time import monotonic
 
 import pytest
 
@@ -11,10 +10,11 @@ from okx_pipeline.replay.server import ReplayServer
 from okx_pipeline_tests.faults import table
 from okx_pipeline_tests.faults.proxy import Proxy
 from okx_pipeline_tests.faults.system import System
-from okx_pipeline_tests.faults.variations import IMPATIENCE, impatient, series_apart
+from okx_pipeline_tests.faults.variations import impatient, series_apart
 from okx_pipeline_tests.stream.stand import wait_until
 
-NOTICED_WITHIN_S = 30.0
+NOTICED_WITHIN_S = 45.0
+"""What 25 s until a dead connection is known, and the waits before the next, come to on a machine that is busy."""
 
 
 class Network:
@@ -48,21 +48,19 @@ def network(make_system: Callable[..., System]) -> Iterator[Network]:
         yield Network(make_system, opened)
 
 
-@pytest.mark.fault(7, "connections half open", tries=2)
+@pytest.mark.fault(7, "connections half open", tries=1)
 def test_connections_that_nobody_is_at_the_other_end_of_are_noticed_and_replaced(network: Network) -> None:
     network.streaming()
-    before, begun_s = network.connected, monotonic()
+    before = network.connected
     for proxy in network.proxies:
         proxy.half_open()
-    wait_until(lambda: network.connected > before, "the sidecar is connected anew", 2 * NOTICED_WITHIN_S)
-    at_most_s = NOTICED_WITHIN_S if table.is_full() else NOTICED_WITHIN_S / IMPATIENCE + 5
-    assert monotonic() - begun_s < at_most_s
+    wait_until(lambda: network.connected > before, "the sidecar is connected anew", NOTICED_WITHIN_S)
     network.system.lets_pass(1)
     assert network.system.recovers().explained == 0
     wait_until(lambda: network.system.counter("connection lost"), "the loss is told")
 
 
-@pytest.mark.fault(7, "network cut, silent or slow", tries=8)
+@pytest.mark.fault(7, "network cut, silent or slow", tries=5)
 def test_a_network_that_is_cut_silent_or_slow_in_turns_loses_nothing(network: Network) -> None:
     network.streaming()
     randomly = network.system.randomly
@@ -86,7 +84,7 @@ def test_a_network_that_is_cut_silent_or_slow_in_turns_loses_nothing(network: Ne
     assert network.system.recovers().explained == 0
 
 
-@pytest.mark.fault(8, "service upgrade announced", tries=2)
+@pytest.mark.fault(8, "service upgrade announced", tries=1)
 def test_an_announced_upgrade_is_followed_before_the_old_connection_goes(network: Network) -> None:
     system = network.system
     network.streaming()
@@ -121,6 +119,9 @@ def test_a_storm_of_disconnects_never_makes_more_of_us_than_the_exchange_allows(
             randomly.choice([{"kind": "drop"}, {"kind": "drop", "close": 4006}, {"kind": "drop", "close": 1001}])
         )
         system.lets_pass(randomly.uniform(0.2, 1.2))
+    wait_until(
+        lambda: {each.kind for each in system.exchange.faults.pending} == {"withhold"}, "requests were throttled"
+    )
     system.heal()
     assert system.recovers().explained == 0
     wait_until(lambda: system.status()["websocket"]["subscriptions"] == len(system.series()), "all is received again")
