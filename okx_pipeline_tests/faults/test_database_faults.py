@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import partial
@@ -218,39 +219,56 @@ def kill_sessions(system: System) -> int:
 
 @pytest.mark.fault(5, "lock time-outs and deadlocks", tries=6)
 def test_lock_time_outs_and_deadlocks_cost_a_try_and_no_candle(system: System) -> None:
-    name = system.rows("SELECT current_database()")[0][0]
-    with system.database.connect() as connection:
-        connection.execute(f"ALTER DATABASE {name} SET lock_timeout = '400ms'")
-        connection.execute(f"ALTER DATABASE {name} SET deadlock_timeout = '50ms'")
     system.streaming()
-    refused = {psycopg.errors.DeadlockDetected: 0, psycopg.errors.LockNotAvailable: 0}
-    for _ in range(4):
-        # A stranger that takes its locks in the other order: marks first, candles then.
-        with system.database.connect() as stranger:
-            stranger.execute("SET deadlock_timeout = '10s'")
-            stranger.execute("SET lock_timeout = '10s'")
-            stranger.execute("BEGIN; LOCK TABLE trading.landing_marks IN SHARE MODE")
-            system.lets_pass(1.1)
-            try:
-                stranger.execute("LOCK TABLE trading.candlesticks IN SHARE MODE")
-            except tuple(refused) as problem:
-                refused[type(problem)] += 1
-            stranger.execute("ROLLBACK")
-    assert "deadlock detected" in system.told() or "lock timeout" in system.told(), system.told()
+    wait_until(lambda: meets_a_stranger(system), "a landing is in a deadlock")
+    set_for_new_sessions(system, "lock_timeout = '50ms'")
+    kill_sessions(system)
+    with stranger(system):
+        wait_until(lambda: "lock timeout" in system.told(), "a landing gives up waiting")
     system.recovers()
+
+
+def set_for_new_sessions(system: System, what: str) -> None:
+    with system.database.connect() as connection:
+        connection.execute(f"ALTER DATABASE {one(connection, 'SELECT current_database()')} SET {what}")
+
+
+def meets_a_stranger(system: System) -> bool:
+    """Have a landing wait for marks and hold candles, while a stranger does the reverse; whether PostgreSQL saw it.
+
+    It looks once, a second after somebody has begun to wait, which on a busy machine may be too early.
+    """
+    waits = (
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
+        "AND query LIKE '%pg_temp.landing%'"
+    )
+    with system.database.connect() as looking, stranger(system) as connection:
+        connection.execute("SET lock_timeout = '3s'")
+        wait_until(lambda: one(looking, waits), "a landing waits for the stranger")
+        with suppress(psycopg.errors.LockNotAvailable):
+            connection.execute("LOCK TABLE trading.candlesticks IN SHARE MODE")
+        return bool(one(looking, "SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = current_database()"))
+
+
+@contextmanager
+def stranger(system: System) -> Iterator[Connection]:
+    """Another user of the database, who locks the marks and is patient, and changes nothing."""
+    with system.database.connect(autocommit=False) as connection:
+        connection.execute("SET deadlock_timeout = '60s'")
+        connection.execute("LOCK TABLE trading.landing_marks IN SHARE MODE")
+        yield connection
+        connection.rollback()
 
 
 @pytest.mark.fault(5, "transactions that cannot be serialized", tries=4)
 def test_writers_that_cannot_be_serialized_end_with_the_truth(system: System) -> None:
-    name = system.rows("SELECT current_database()")[0][0]
-    with system.database.connect() as connection:
-        connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    set_for_new_sessions(system, "default_transaction_isolation = 'serializable'")
     for _ in range(2):
         system.sidecar(without_the_lock)
     wait_until(system.streams, "a sidecar streams", 30)
-    system.command(*TODAY)
     system.fault({"kind": "duplicate", "share": 0.3}, {"kind": "withhold", "share": 0.3})
-    system.lets_pass(4)
+    system.lets_pass(3)
+    wait_until(lambda: "could not serialize" in system.told(), "a landing cannot be serialized")
     system.heal()
     system.recovers()
 
@@ -487,7 +505,9 @@ def test_two_writers_at_a_barrier_end_by_the_rule_whoever_comes_first(
             barrier.wait(60)
             land(rest, right, source=Source.REST, requested_at=requested_at)
             writing.result(60)
-            stored: dict[int, str] = dict(rest.execute("SELECT timestamp_ms, source FROM trading.candlesticks").fetchall())
+            stored: dict[int, str] = dict(
+                rest.execute("SELECT timestamp_ms, source FROM trading.candlesticks").fetchall()
+            )
             assert sorted(stored) == sorted(candle.timestamp_ms for candle in right)
             outcomes |= set(stored.values())
             # What the frame brought after the request was sent is not known to be older: REST is asked once more.
