@@ -122,6 +122,8 @@ def test_what_the_stream_alone_said_wrong_is_corrected_by_the_next_reading_of_re
     system.end(process)
     believed = lies()
     assert system.command("backfill", "--start", "2026-08-20", "--end", "2026-08-21", "--refetch") == 0, system.told()
+    # What closes from here on is the stream's again.
+    system.sidecar()
     assert system.recovers().explained == 0
     revised = system.rows("SELECT symbol, timeframe, timestamp_ms FROM trading.candlestick_revisions")
     assert sorted(revised) == sorted(believed)
