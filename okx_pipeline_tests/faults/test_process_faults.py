@@ -7,6 +7,7 @@ from multiprocessing.process import BaseProcess
 import psutil
 import pytest
 
+from okx_pipeline_tests.faults import table
 from okx_pipeline_tests.faults.system import System, dying_at
 from okx_pipeline_tests.stream.stand import wait_until
 
@@ -21,9 +22,9 @@ def limit(process: BaseProcess, what: int, most: int) -> None:
     resource.prlimit(process.pid, what, (most, hard))
 
 
-@pytest.mark.fault(1, "sidecar killed at a random moment", tries=25)
+@pytest.mark.fault(1, "sidecar killed at a random moment", tries=12)
 def test_a_sidecar_that_is_killed_at_random_moments_loses_nothing(system: System) -> None:
-    for _ in range(3):
+    for _ in range(5 if table.is_full() else 2):
         process = system.sidecar()
         system.lets_pass(system.randomly.uniform(0, 2))
         system.end(process)
@@ -65,9 +66,9 @@ def test_a_sidecar_that_is_told_to_end_in_a_commit_finishes_it_and_ends_well(sys
     system.recovers()
 
 
-@pytest.mark.fault(32, "no memory left", tries=6)
+@pytest.mark.fault(32, "no memory left", tries=4)
 def test_a_sidecar_without_memory_ends_or_goes_on_and_the_next_one_loses_nothing(system: System) -> None:
-    for _ in range(3):
+    for _ in range(3 if table.is_full() else 1):
         process = system.streaming()
         used = psutil.Process(process.pid).memory_info().vms
         limit(process, resource.RLIMIT_AS, used + system.randomly.choice((0, 200_000, 2_000_000, 20_000_000)))
@@ -79,7 +80,7 @@ def test_a_sidecar_without_memory_ends_or_goes_on_and_the_next_one_loses_nothing
     system.recovers()
 
 
-@pytest.mark.fault(32, "no file descriptors left", tries=6)
+@pytest.mark.fault(32, "no file descriptors left", tries=4)
 def test_a_sidecar_without_file_descriptors_goes_on_once_there_are_some(system: System) -> None:
     process = system.streaming()
     limit(process, resource.RLIMIT_NOFILE, system.randomly.randint(3, 12))
