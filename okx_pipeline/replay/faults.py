@@ -57,7 +57,8 @@ unconfirm     after a confirmation the same candle comes again as not confirmed
 two_rows      a confirmation comes in one frame with the next candle, newest first
 off_boundary  a confirmation names a moment at which no candle opens: one second late
 lie           a confirmation has another volume than REST
-contradict    after a confirmation the same candle comes confirmed again, with another volume
+contradict    after a confirmation the same candle comes confirmed again, with another volume; `seconds` (0) later by
+              the wall's clock
 ============  =========================================================================================
 """
 

@@ -117,8 +117,11 @@ class SeriesPushes:
                 together.insert(0, row)
             else:
                 frames.append([row])
-            if self._strike("contradict"):
-                frames.append([_with_another_volume(row)])
+            if contradict := self._strike("contradict"):
+                if contradict.seconds is None:
+                    frames.append([_with_another_volume(row)])
+                else:
+                    self._late.append((now_s + contradict.seconds, _with_another_volume(row)))
             if self._strike("unconfirm"):
                 frames.append([[*row[:-1], protocol.UNCONFIRMED]])
         if together:

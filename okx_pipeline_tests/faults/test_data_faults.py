@@ -84,7 +84,9 @@ def test_damaged_frames_cost_nothing_and_what_is_refused_is_kept_as_it_came(syst
 def test_the_first_confirmation_stands_against_frames_that_contradict_it_until_rest_decides(system: System) -> None:
     system.streaming()
     system.fault(
-        {"kind": "contradict", "share": 0.4},
+        # In the batch of what it contradicts, and in a later one.
+        {"kind": "contradict", "requests": 3},
+        {"kind": "contradict", "share": 0.4, "seconds": 0.5},
         {"kind": "unconfirm", "share": 0.4},
         {"kind": "withhold", "share": 0.2},
     )

@@ -414,7 +414,21 @@ def test_a_confirmation_can_be_contradicted(synthetic: SyntheticMarket):
         rows = minutes(stand, client, 2)
         closed, *rest = plain(stand, 2)
         assert [rows[0], *rows[2:]] == [closed, *rest]
-        assert rows[1] == [*closed[:5], f"{2 * Decimal(closed[5]) + 1:f}", *closed[6:]]
+        contradiction = [*closed[:5], f"{2 * Decimal(closed[5]) + 1:f}", *closed[6:]]
+        assert rows[1] == contradiction
+
+
+def test_a_contradiction_can_come_later(synthetic: SyntheticMarket):
+    wall = Stopwatch()
+    with standing(synthetic, monotonic=wall) as stand:
+        client = stand.subscribed(MINUTE)
+        stand.fault(kind="contradict", requests=1, seconds=5)
+        rows = minutes(stand, client, 1)
+        assert rows == plain(stand, 1)
+        wall.seconds += 5
+        stand.step()
+        (late,) = client.rows()
+        assert (late[0], late[8], late != rows[0]) == (rows[0][0], "1", True)
 
 
 def test_a_request_can_be_refused_as_a_whole_without_a_word_of_why(synthetic: SyntheticMarket):
