@@ -5,10 +5,11 @@ When a slot is free again and which slots rest is decided in `exchange.budget`; 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, LiteralString, Self
 
+from okx_pipeline.errors import PipelineError
 from okx_pipeline.exchange.budget import REST_S, Permit, faster, pause_s, slot_count, slots_to_rest
 from okx_pipeline.exchange.protocol import Endpoint
 from okx_pipeline.storage.database import AsyncConnection, Database, translated
@@ -122,13 +123,14 @@ class SharedBudget:
         StorageError
             If the database is out of reach.
         """
-        async with self._turns[endpoint]:
-            slot, permit = await self._claim(endpoint)
-        try:
-            yield permit
-        finally:
-            # Shielded, or a cancelled request would leave its slot claimed for a minute.
-            await asyncio.shield(self._release(slot, permit))
+        with _cancellation_first():
+            async with self._turns[endpoint]:
+                slot, permit = await self._claim(endpoint)
+            try:
+                yield permit
+            finally:
+                # Shielded, or a cancelled request would leave its slot claimed for a minute.
+                await asyncio.shield(self._release(slot, permit))
 
     async def _claim(self, endpoint: Endpoint) -> tuple[int, Permit]:
         slots = slot_count(endpoint, self._rate)
@@ -181,3 +183,15 @@ class SharedBudget:
             with translated(self._database.place):
                 cursor = await self._connection.execute(query, parameters)
                 return await cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def _cancellation_first() -> Iterator[None]:
+    """Whoever is cancelled ends, though giving its slot back failed: one who tries again would go on for ever."""
+    try:
+        yield
+    except PipelineError as problem:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from problem
+        raise

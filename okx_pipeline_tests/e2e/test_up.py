@@ -244,7 +244,7 @@ def test_whatever_it_leaves_is_its_owners_alone(system: System, landed: None) ->
             # The lock was there before, as this test has made it.
             assert path.name == "up.lock" or not mode & 0o077, f"{path} {stat.filemode(mode)}"
             seen.setdefault(kind, set()).add(path.name)
-    assert {"parquet", "logs", "dagster", "quality", "postgres", "socket", "data"} <= seen["folder"]
+    assert {"parquet", "logs", "dagster", "postgres", "socket", "data"} <= seen["folder"]
     assert {"candles.parquet", "sidecar.log", "dagster.yaml", "PG_VERSION", "okx.backup"} <= seen["file"]
     assert ".s.PGSQL.5432" in seen["socket"]
 

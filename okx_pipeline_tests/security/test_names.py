@@ -43,7 +43,7 @@ from okx_pipeline_tests.exchange.scripted_server import Answer, Server
 from okx_pipeline_tests.exchange.test_rest import asking
 
 HARMLESS = re.compile(r"[A-Z0-9_-]{3,130}", re.ASCII)
-KNOWN = {timeframe.name for timeframe in TIMEFRAMES}
+KNOWN = {spelling for timeframe in TIMEFRAMES for spelling in (timeframe.name, timeframe.bar)}
 MONTH = date(2026, 8, 1)
 
 HOSTILE = [

@@ -353,6 +353,34 @@ def test_a_database_that_goes_away_is_one_line(database: Database, connection: C
     asyncio.run(main())
 
 
+def test_one_who_is_stopped_while_the_database_goes_away_is_stopped(database: Database, connection: Connection) -> None:
+    async def work() -> None:
+        async with SharedBudget(database) as budget:
+
+            async def ask_for_ever() -> None:
+                while True:
+                    try:
+                        async with budget.request(QUICK):
+                            asking.set()
+                            await asyncio.Event().wait()
+                    except StorageError:
+                        await asyncio.sleep(0.01)
+
+            asking = asyncio.Event()
+            task = asyncio.create_task(ask_for_ever())
+            await asking.wait()
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            )
+            task.cancel()
+            done, _ = await asyncio.wait({task}, timeout=20)
+            assert done, "it asks on"
+            assert task.cancelled()
+
+    asyncio.run(work())
+
+
 def test_the_clock_of_a_permit_is_the_databases(database: Database, connection: Connection) -> None:
     async def main() -> None:
         before = one(connection, "SELECT clock_timestamp()")
