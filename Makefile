@@ -39,7 +39,7 @@ test: install ## the test suite, in under ten minutes
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not long"
 
 faults: install ## every fault of the matrix, many times over, judged by a checker of its own; see docs/faults.md
-	@FAULTS=full FAULT_SEEDS_FROM=$(or $(SEED),1) $(BIN)/python -m pytest okx_pipeline_tests/faults --numprocesses 2 --dist worksteal
+	@FAULTS=full FAULT_SEEDS_FROM=$(or $(SEED),1) $(BIN)/python -m pytest okx_pipeline_tests/faults --numprocesses 4 --dist worksteal
 
 soak: install ## faults drawn by chance for MINUTES=30, and the checker at the end
 	@SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest okx_pipeline_tests/faults/soak.py
