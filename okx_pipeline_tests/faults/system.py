@@ -149,8 +149,11 @@ class System(Stand):
                 process.join()
 
     def dies(self, process: BaseProcess) -> None:
-        """Wait until a process that is to kill itself has done so."""
-        process.join(60)
+        """Wait until a process that is to kill itself has done so.
+
+        It may have to come to a month's file, which is written once a minute at the most.
+        """
+        process.join(150)
         assert process.exitcode == -signal.SIGKILL, f"it ended with {process.exitcode}\n{self.told()}"
 
     def streaming(self) -> BaseProcess:
