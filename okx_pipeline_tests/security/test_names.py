@@ -138,8 +138,6 @@ OPTIONS: list[Callable[[str], list[str]]] = [
     lambda text: ["restore", "--month", "2024-01", "--symbols", text],
     lambda text: ["subscribe", "--", text],
     lambda text: ["unsubscribe", "--", text],
-]
-LENGTHS: list[Callable[[str], list[str]]] = [
     lambda text: ["backfill", "--start", "2026-08-01", "--end", "2026-08-02", "--timeframes", text],
     lambda text: ["gaps", "--timeframes", text],
     lambda text: ["coverage", "--timeframes", text],
@@ -154,7 +152,7 @@ LENGTHS: list[Callable[[str], list[str]]] = [
 @hostile
 def test_no_command_takes_it_nor_begins_anything(somewhere: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.chdir(somewhere)
-    for arguments in (*OPTIONS, *LENGTHS):
+    for arguments in OPTIONS:
         with pytest.raises((UsageError, TyperException)):
             app(arguments(text), standalone_mode=False)
     assert everything_below(somewhere.parents[1]) == [somewhere.parent, somewhere]
