@@ -213,5 +213,5 @@ def test_a_store_on_a_machine_that_lost_power_goes_on(home: Path, tmp_path: Path
     pid_file.write_text("\n".join([str(psutil.Process().ppid()), *rest, ""]))
     (home / "up.lock").write_text("1\n")
     shutil.copytree(home / "postgres" / "data" / "base", home / "postgres" / "data.new" / "base")
-    assert os.path.lexists(home / "postgres" / "socket" / ".s.PGSQL.5432")
+    assert os.path.lexists(Path(rest[3]) / ".s.PGSQL.5432")
     assert system.run("status").returncode == 0

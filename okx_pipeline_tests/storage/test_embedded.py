@@ -152,6 +152,11 @@ def postmaster_of(home: Path) -> psutil.Process:
     return psutil.Process(pid)
 
 
+def socket_of(home: Path) -> Path:
+    """Where a running server listens: beside its data, unless that is too long for a socket."""
+    return Path(postmaster_file(str(home / "postgres" / "data"))[4]) / ".s.PGSQL.5432"
+
+
 def child_of(server: psutil.Process, name: str) -> psutil.Process:
     for child in server.children():
         with contextlib.suppress(psutil.NoSuchProcess):  # backends come and go
@@ -273,7 +278,7 @@ def test_any_path_will_do(name: str, tmp_path: Path) -> None:
         with engine.connect() as connection:
             assert connection.execute(sqlalchemy.text("SELECT 3")).scalar_one() == 3
         engine.dispose()
-        path = Path(postmaster_file(str(home / "postgres" / "data"))[4])
+        path = socket_of(home).parent
         if not path.is_relative_to(home):
             assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(path.parent.stat().st_mode) == 0o700
             assert path.parent.stat().st_uid == os.geteuid()
@@ -604,7 +609,7 @@ def test_a_backend_that_outlives_its_postmaster_is_waited_for(home: Path, use: C
 def test_a_stale_pid_that_belongs_to_somebody_else_now_does_not_prevent_a_start(home: Path) -> None:
     server = EmbeddedPostgres(home)
     with server:
-        files = (home / "postgres" / "data" / "postmaster.pid", home / "postgres" / "socket" / ".s.PGSQL.5432.lock")
+        files = (home / "postgres" / "data" / "postmaster.pid", Path(f"{socket_of(home)}.lock"))
         account = server._account()
         kill_everything(home)
     # Of the server's own account, whom PostgreSQL itself would believe to be the postmaster.
@@ -889,7 +894,7 @@ def test_a_path_squatted_in_the_temporary_folder_is_not_used(tmp_path: Path, mon
     temporary = Path(tempfile.mkdtemp(dir="/tmp"))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with EmbeddedPostgres(home):
-        folder = Path(postmaster_file(str(home / "postgres" / "data"))[4]).parent
+        folder = socket_of(home).parent.parent
     assert folder.parent == temporary.resolve()
     shutil.rmtree(folder)
     (temporary / "elsewhere").mkdir()
@@ -900,8 +905,9 @@ def test_a_path_squatted_in_the_temporary_folder_is_not_used(tmp_path: Path, mon
 
 def test_a_socket_left_by_a_killed_server_is_not_taken_for_a_live_one(home: Path) -> None:
     with EmbeddedPostgres(home):
+        left = socket_of(home)
         kill_everything(home)
-        assert (home / "postgres" / "socket" / ".s.PGSQL.5432").exists()
+        assert left.exists()
         assert not EmbeddedPostgres.is_running(home)
         with socket.socket(socket.AF_UNIX) as probe, pytest.raises(ConnectionRefusedError):
-            probe.connect(str(home / "postgres" / "socket" / ".s.PGSQL.5432"))
+            probe.connect(str(left))
