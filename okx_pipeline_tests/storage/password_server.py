@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,9 +47,11 @@ def password_server(folder: Path) -> Iterator[PasswordServer]:
     """Run one in `folder` while the block runs."""
     embedded = EmbeddedPostgres(folder)
     account = embedded._account()
-    data, sockets, password = folder / "data", folder / "a socket folder", folder / "password"
+    data, password = folder / "data", folder / "password"
+    data.mkdir(mode=0o700)
+    # Not in the folder, whose path may be too long for a socket.
+    sockets = Path(tempfile.mkdtemp(prefix="a socket folder ", dir="/tmp"))
     for made in (data, sockets):
-        made.mkdir(mode=0o700)
         if os.geteuid() == 0:
             os.chown(made, account.uid, account.gid)
     password.write_text(OWNER_PASSWORD)
@@ -67,6 +70,7 @@ def password_server(folder: Path) -> Iterator[PasswordServer]:
         process.terminate()  # waits for nobody's transactions: the tests have closed theirs
         process.wait(60)
         shutil.rmtree(data)
+        shutil.rmtree(sockets)
 
 
 def run(prefix: tuple[str, ...], programs: Path, command: list[str]) -> None:
