@@ -78,7 +78,7 @@ def fill(connection: Connection, end_ms: int, from_ms: int = START_MS) -> int:
     for number, symbol in enumerate(SYMBOLS):
         connection.execute(_FILL, (symbol, from_ms, end_ms - MINUTE_MS, number))
     connection.execute("VACUUM (ANALYZE) trading.candlesticks")
-    return int(one(connection, _COUNT, (START_MS, end_ms)))
+    return int(one(connection, f"{_COUNT} AND symbol = ANY(%s)", (START_MS, end_ms, SYMBOLS)))
 
 
 def scan(store: CandleStore, within: Range, held: int) -> None:
