@@ -112,6 +112,17 @@ class CandleStore:
                     for month in archived.months:
                         projection.restore_month(self.connection, self.files, SeriesMonth(*month))
 
+    def mark_landings(self) -> None:
+        """Make the marks of landings of which there is only a note (see `landing.mark_landings`).
+
+        Raises
+        ------
+        StorageError
+            If the database is out of reach or its disk full; the notes stay.
+        """
+        with translated(self.place):
+            landing.mark_landings(self.connection)
+
     def opens(self, symbol: str, timeframe: Timeframe, start_ms: int, end_ms: int) -> list[int]:
         """Open times that the series holds in [start_ms, end_ms), ascending; archived months from their files.
 

@@ -16,7 +16,7 @@ from okx_pipeline.ranges import Range, difference, runs
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.gaps import absent_ranges, fit_gaps, lock_ledger, series_with_gaps
 from okx_pipeline.storage.instruments import Life, lives
-from okx_pipeline.storage.landing import SeriesDay
+from okx_pipeline.storage.landing import SeriesDay, mark_landings
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.subscriptions import Subscription, every_subscription
 from okx_pipeline.timeframes import DAY_MS, GRACE_MS, Timeframe, day_ms, day_of, parse_timeframe, utc
@@ -319,6 +319,7 @@ def count(connection: Connection, files: ParquetStore, now_ms: int) -> int:
     DamagedFileError
         If the file of an archived month cannot be read.
     """
+    mark_landings(connection)
     wanted = {(each.symbol, each.timeframe.name): each for each in every_subscription(connection)}
     life_of = lives(connection)
     days: set[SeriesDay] = {SeriesDay(*row) for row in connection.execute(_BEHIND)}
@@ -588,6 +589,9 @@ def _account(
         opens[index] = set()
     for number, open_ms in connection.execute(_OPENS, _bounds(chosen)):
         opens[look[number]].add(open_ms)
+    # More may have landed since the rows were counted: what is held and what is lacking come of one look.
+    for index in look:
+        counts[index].present = len(opens[index])
     refused: defaultdict[int, set[int]] = defaultdict(set)
     for number, open_ms in connection.execute(_QUARANTINED, _bounds([days[index] for index in short])):
         refused[short[number]].add(open_ms)

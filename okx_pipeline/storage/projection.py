@@ -20,7 +20,7 @@ from pyarrow import csv
 from okx_pipeline.candles import VALUE_COLUMNS
 from okx_pipeline.storage.database import Connection, session_lock, snapshot
 from okx_pipeline.storage.gaps import lock_ledger
-from okx_pipeline.storage.landing import ensure_months, with_months
+from okx_pipeline.storage.landing import ensure_months, mark_landings, with_months
 from okx_pipeline.storage.parquet import (
     ARROW_SCHEMA,
     MOMENT,
@@ -116,6 +116,7 @@ class Projected:
 
 def pending_months(connection: Connection, *, due_only: bool = False) -> list[SeriesMonth]:
     """Months with landings that their file does not hold yet; with `due_only`, those whose turn it is."""
+    mark_landings(connection)
     parameters = {"every_s": REWRITE_AT_MOST_EVERY_S, "share": REWRITE_SHARE}
     found = connection.execute(_PENDING, parameters).fetchall()
     return [SeriesMonth(symbol, timeframe, month) for symbol, timeframe, month, due in found if due or not due_only]

@@ -210,7 +210,8 @@ SELECT symbol, timeframe, content_hash FROM trading.candle_months WHERE state = 
 
 # What a ledger that is behind calls missing may have landed since.
 _EXPECTED: Final[LiteralString] = """
-SELECT symbol, timeframe, expected, absent, quarantined, CASE WHEN counted < revision THEN 0 ELSE missing END
+SELECT symbol, timeframe, expected, absent, quarantined,
+       CASE WHEN counted < revision OR EXISTS (SELECT FROM trading.unmarked_landings) THEN 0 ELSE missing END
 FROM trading.coverage
 JOIN unnest(%s::text[], %s::text[]) AS wanted (symbol, timeframe) USING (symbol, timeframe)
 LEFT JOIN trading.landing_marks USING (symbol, timeframe, day)
@@ -237,6 +238,8 @@ SELECT symbol, timeframe
 FROM trading.landing_marks
 JOIN unnest(%s::text[], %s::text[]) AS wanted (symbol, timeframe) USING (symbol, timeframe)
 WHERE day = %s AND projected < revision
+UNION
+SELECT unnest(symbols), unnest(timeframes) FROM trading.unmarked_landings
 """
 
 _HASHES: Final[LiteralString] = """

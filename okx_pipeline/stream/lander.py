@@ -86,6 +86,9 @@ class Lander:
         self._store: CandleStore | None = None
         self._opened = ExitStack()
         self._landing: asyncio.Future[Landed] | None = None
+        # Whoever streamed before may have ended without.
+        self._is_marked = False
+        self._arrived.set()
         self.is_away = False
 
     @property
@@ -116,7 +119,10 @@ class Lander:
         return True
 
     async def run(self) -> None:
-        """Land for ever; on cancellation, what waits is landed first if the database lets it."""
+        """Land for ever; on cancellation, what waits is landed first if the database lets it.
+
+        Marks are made when nothing waits any more: candles go first.
+        """
         try:
             while True:
                 await self._arrived.wait()
@@ -131,11 +137,11 @@ class Lander:
 
     async def _drain(self) -> None:
         pause_s = 0.1
-        while self._waiting:
+        while self._waiting or not self._is_marked:
             # Taken off before it lands, so that nothing is added to a batch that is being landed.
-            batch = self._waiting.popleft()
+            batch = self._waiting.popleft() if self._waiting else Batch([])
             try:
-                landed = await self._landed(batch)
+                await self._land_or_mark(batch)
             except RefusedRowError as problem:
                 self._divide(batch, problem)
             except (PipelineError, DatabaseError) as problem:
@@ -152,8 +158,15 @@ class Lander:
             else:
                 pause_s = 0.1
                 self.is_away = False
-                self._size -= len(batch.candles) + len(batch.refused)
-                self._on_landed(batch, landed)
+
+    async def _land_or_mark(self, batch: Batch) -> None:
+        """Land a batch; an empty one is the turn to make the marks of those before."""
+        landed = await self._landed(batch)
+        rows = len(batch.candles) + len(batch.refused)
+        self._is_marked = rows == 0
+        if rows:
+            self._size -= rows
+            self._on_landed(batch, landed)
 
     def _divide(self, batch: Batch, problem: Exception) -> None:
         """A row that the tables themselves refuse never costs the others: they land without it."""
@@ -171,9 +184,8 @@ class Lander:
                 # What was being landed is on its way yet, and waits here too: to land it again changes nothing.
                 if self._landing is not None:
                     await asyncio.wait({self._landing})
-                while self._waiting and not self.is_away:
-                    batch = self._waiting.popleft()
-                    self._on_landed(batch, await self._landed(batch))
+                while (self._waiting or not self._is_marked) and not self.is_away:
+                    await self._land_or_mark(self._waiting.popleft() if self._waiting else Batch([]))
         except (PipelineError, DatabaseError, TimeoutError) as problem:
             self._counters.wrong("not landed at the end", str(problem).partition("\n")[0])
 
@@ -203,6 +215,9 @@ class Lander:
     def _land(self, batch: Batch) -> Landed:
         if self._store is None:
             self._store = self._opened.enter_context(CandleStore.opened(self._database, self._files))
+        if not batch.candles and not batch.refused:
+            self._store.mark_landings()
+            return Landed()
         return self._store.land(batch.candles, batch.refused, source=batch.source, requested_at=batch.requested_at)
 
     def _close(self) -> None:

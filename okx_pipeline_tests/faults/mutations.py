@@ -172,6 +172,22 @@ MUTATIONS: Final = (
         ),
     ),
     Mutation(
+        "the note of landings that are to be marked",
+        (Edit(LANDING, "        connection.execute(_NOTE, [", "        len(["),),
+        ("storage/test_landing.py::test_the_edge_of_many_series_is_durable_before_its_marks_which_are_made_once",),
+    ),
+    Mutation(
+        "marks that a killed stream left unmade",
+        (
+            Edit(
+                LANDER,
+                "        self._is_marked = False\n        self._arrived.set()\n",
+                "        self._is_marked = True\n",
+            ),
+        ),
+        ("faults/test_order.py::test_the_marks_that_a_killed_stream_left_unmade_are_made_by_the_next",),
+    ),
+    Mutation(
         "quarantine",
         (
             Edit(
@@ -187,7 +203,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "the archive state, when something lands",
-        (Edit(LANDING, "            _refuse_archived(connection, months)\n", ""),),
+        (Edit(LANDING, "                _refuse_archived(connection, days, months)\n", "                pass\n"),),
         ("storage/test_landing.py::test_an_archived_month_is_refused_whole_and_says_which", IN_POSTGRESQL),
     ),
     Mutation(
@@ -277,9 +293,9 @@ MUTATIONS: Final = (
         (
             Edit(
                 LANDER,
-                "                landed = await self._landed(batch)\n            except RefusedRowError",
-                "                self._on_landed(batch, Landed())\n"
-                "                landed = await self._landed(batch)\n            except RefusedRowError",
+                "        landed = await self._landed(batch)\n        rows = len",
+                "        if batch.candles:\n            self._on_landed(batch, Landed())\n"
+                "        landed = await self._landed(batch)\n        rows = len",
             ),
         ),
         (

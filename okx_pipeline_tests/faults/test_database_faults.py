@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from okx_pipeline.candles import Candle, Source
 from okx_pipeline.storage.database import Connection, Database, StorageError, one
 from okx_pipeline.storage.embedded import EmbeddedPostgres
 from okx_pipeline.storage.embedded_guard import postmaster
-from okx_pipeline.storage.landing import land
+from okx_pipeline.storage.landing import SeriesDay, land
 from okx_pipeline.storage.migrations import migrate
 from okx_pipeline_tests.conftest import named
 from okx_pipeline_tests.faults import table
@@ -347,9 +347,9 @@ def slow_landing() -> None:
 
     real = landing._refuse_archived
 
-    def slow(connection: Connection, months: set[tuple[str, str, date]]) -> None:
+    def slow(connection: Connection, days: Iterable[SeriesDay], months: Collection[date]) -> None:
         connection.execute("SELECT pg_sleep(seconds) FROM latency")
-        real(connection, months)
+        real(connection, days, months)
 
     landing._refuse_archived = slow
 

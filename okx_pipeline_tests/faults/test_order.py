@@ -16,7 +16,7 @@ import pytest
 
 from okx_pipeline.candles import Candle, Source
 from okx_pipeline.storage.database import Connection, Database, one
-from okx_pipeline.storage.landing import land
+from okx_pipeline.storage.landing import STRAIGHT_FROM, land
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth, day_hashes
 from okx_pipeline.storage.projection import pending_months, project
 from okx_pipeline.stream.counters import Counters
@@ -117,6 +117,23 @@ def test_a_batch_is_acknowledged_once_others_can_see_it_and_landed_again_where_i
 
     asyncio.run(main())
     assert seen == [(2, 2), (1, 3)]
+
+
+def test_the_marks_that_a_killed_stream_left_unmade_are_made_by_the_next(
+    database: Database, connection: Connection, files: ParquetStore
+) -> None:
+    land(connection, [candle(minute) for minute in range(STRAIGHT_FROM)], source=Source.WEBSOCKET)
+
+    async def main() -> None:
+        running = asyncio.create_task(Lander(database, files, Counters(), lambda _, __: None).run())
+        async with asyncio.timeout(60):
+            while not one(connection, "SELECT count(*) FROM trading.landing_marks"):
+                await asyncio.sleep(0.01)
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
 
 
 # One order of keys, whoever writes

@@ -11,7 +11,7 @@ from psycopg import sql
 
 from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.ranges import Range
-from okx_pipeline.storage import gaps
+from okx_pipeline.storage import coverage, gaps
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import (
     DayCoverage,
@@ -25,8 +25,8 @@ from okx_pipeline.storage.coverage import (
     unfinished_days,
 )
 from okx_pipeline.storage.database import Connection, Database
-from okx_pipeline.storage.gaps import Verdict
-from okx_pipeline.storage.landing import SeriesDay
+from okx_pipeline.storage.gaps import Verdict, series_with_gaps
+from okx_pipeline.storage.landing import STRAIGHT_FROM, SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.projection import archive_month
 from okx_pipeline.storage.subscriptions import subscribe, unsubscribe
@@ -34,6 +34,7 @@ from okx_pipeline.timeframes import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe, day_m
 
 SYMBOL = "BTC-USDT-SWAP"
 HOUR = parse_timeframe("1h")
+MINUTE = parse_timeframe("1m")
 DAY = parse_timeframe("1d")
 WEEK = parse_timeframe("1w")
 MONTH = parse_timeframe("1mo")
@@ -82,6 +83,31 @@ def test_a_day_wanted_and_not_held_at_all_is_missing_whole(store: CandleStore) -
         (FIRST + timedelta(1), (24, 0, 0, 0, 24)),
         (FIRST + timedelta(2), (12, 0, 0, 0, 12)),
     ]
+
+
+def test_what_a_stream_landed_is_counted_though_nobody_has_made_its_marks(store: CandleStore) -> None:
+    opens = [START_MS + number * MINUTE_MS for number in range(STRAIGHT_FROM)]
+    store.land([candle(each, MINUTE) for each in opens], source=Source.WEBSOCKET)
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert [each.present for each in ledger(store)] == [STRAIGHT_FROM]
+
+
+def test_what_lands_while_its_day_is_counted_is_held_or_missing_and_counted_anew(
+    store: CandleStore, emptied_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscribed(store)
+
+    def landing_meanwhile(connection: Connection) -> set[tuple[str, str]]:
+        with CandleStore.opened(emptied_database, store.files) as another:
+            land(another, [START_MS, START_MS + HOUR_MS])
+        return series_with_gaps(connection)
+
+    monkeypatch.setattr(coverage, "series_with_gaps", landing_meanwhile)
+    count(store.connection, store.files, START_MS + DAY_MS + MINUTE_MS)
+    assert sum(numbers(ledger(store)[0])[1:]) == 24
+    monkeypatch.undo()
+    count(store.connection, store.files, START_MS + DAY_MS + MINUTE_MS)
+    assert numbers(ledger(store)[0]) == (24, 2, 0, 0, 22)
 
 
 def test_a_candle_is_expected_a_minute_after_it_closes(store: CandleStore) -> None:

@@ -1,6 +1,7 @@
 """Landing: what becomes of a batch, by every rule of truth, on a real PostgreSQL."""
 
 import threading
+from collections import Counter
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,17 @@ from hypothesis import strategies as st
 
 from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.storage.database import Connection, Database, one
-from okx_pipeline.storage.landing import ArchivedError, Change, Landed, SeriesDay, land
+from okx_pipeline.storage.landing import (
+    STRAIGHT_FROM,
+    ArchivedError,
+    Change,
+    Landed,
+    SeriesDay,
+    land,
+    mark_landings,
+)
+from okx_pipeline.storage.projection import pending_months
+from okx_pipeline.timeframes import day_of
 
 AUGUST = 1785542400000
 MINUTE = 60_000
@@ -125,6 +136,32 @@ def test_a_landing_marks_each_series_day_it_changed_and_only_those(connection: C
     assert landed.changes == {SeriesDay("BTC-USDT-SWAP", "1m", date(2026, 8, 2)): Change(1, 0)}
     marks = connection.execute("SELECT day, revision FROM trading.landing_marks ORDER BY day").fetchall()
     assert marks == [(date(2026, 8, 1), 1), (date(2026, 8, 2), 2)]
+
+
+def test_the_edge_of_many_series_is_durable_before_its_marks_which_are_made_once(connection: Connection) -> None:
+    def edge(minute: int) -> list[Candle]:
+        return [candle(minute, symbol=f"SYN{number:02d}-USDT") for number in range(STRAIGHT_FROM)]
+
+    landed = land(connection, edge(0), source=Source.WEBSOCKET)
+    assert landed.changes == {SeriesDay(row.symbol, "1m", date(2026, 8, 1)): Change(1, 0) for row in edge(0)}
+    marks = "SELECT symbol, day, revision FROM trading.landing_marks ORDER BY symbol"
+    assert connection.execute(marks).fetchall() == []
+    for _ in range(2):
+        mark_landings(connection)
+        assert connection.execute(marks).fetchall() == [(row.symbol, date(2026, 8, 1), 1) for row in edge(0)]
+    land(connection, edge(1), source=Source.WEBSOCKET)
+    assert {month.symbol for month in pending_months(connection)} == {row.symbol for row in edge(0)}
+    assert {revision for _, _, revision in connection.execute(marks)} == {2}
+
+
+@given(st.lists(st.tuples(st.sampled_from("AB"), st.integers(-3, 4000)), min_size=STRAIGHT_FROM, unique=True))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_changed_is_counted_by_series_and_day(connection: Connection, keys: list[tuple[str, int]]) -> None:
+    connection.execute("DELETE FROM trading.candlesticks")
+    batch = [candle(minute, symbol=f"{name}-USDT") for name, minute in keys]
+    landed = land(connection, batch, source=Source.REST)
+    wanted = Counter(SeriesDay(row.symbol, "1m", day_of(row.timestamp_ms)) for row in batch)
+    assert landed.changes == {day: Change(rows, 0) for day, rows in wanted.items()}
 
 
 def test_the_month_of_a_candle_is_made_when_it_is_not_there(connection: Connection) -> None:
