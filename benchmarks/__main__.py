@@ -37,11 +37,12 @@ QUICK: dict[str, Benchmark] = {
     "backfill": backfill.run,
     "sensor": sensor.run,
     "start": start.run,
+    "growth": growth.run,
 }
 LARGE: dict[str, Benchmark] = {
     "landing_large": lambda: landing.run(landing.MANY_ROWS),
     "gap_scan_large": lambda: gap_scan.run(gap_scan.MANY_ROWS),
-    "growth": growth.run,
+    "growth_large": lambda: growth.run(growth.MANY_SIZES),
     "stream": stream.run,
     "memory": memory.run,
 }

@@ -1,9 +1,10 @@
 """A WebSocket frame of a candle, from its text to a validated confirmed row.
 
 One frame in sixty is a confirmation, as of 1m series that are pushed every second; then confirmations alone. Ours is
-what the feed and the sidecar do with a frame: decode it, look its series up, pass over what is still forming, judge
-the rest. The peer is cryptofeed's own message handler with a callback that takes the candle as a dictionary, as its
-backends do. The limit decodes the text into a typed structure, and nothing else.
+what the feed and the sidecar do with a frame: pass over one that only says again that a candle is forming; decode the
+others, look their series up, judge what is confirmed. The peer is cryptofeed's own message handler with a callback that
+takes the candle as a dictionary, as its backends do. The limit decodes the text into a typed structure, and nothing
+else.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from cryptofeed.symbols import Symbols
 from benchmarks.contest import Contest, computed
 from benchmarks.figures import Figure
 from okx_pipeline.exchange import protocol
-from okx_pipeline.exchange.frames import Series, argument_of, decode_frame, encode_push
+from okx_pipeline.exchange.frames import Series, argument_of, decode_frame, encode_push, known_opening, opening_of
 from okx_pipeline.exchange.messages import Page, judge_row
 from okx_pipeline.timeframes import MINUTE_MS, parse_timeframe
 
@@ -87,8 +88,11 @@ def _frame(number: int, frames_a_candle: int) -> bytes:
 
 def _ours(frames: list[bytes]) -> int:
     subscriptions = {argument_of(SERIES): SERIES}
+    openings: dict[bytes, Series] = {}
     confirmed = 0
     for text in frames:
+        if known_opening(text, openings) is not None:
+            continue
         frame = decode_frame(text)
         if not frame.data or frame.event or frame.arg is None:
             continue
@@ -100,6 +104,9 @@ def _ours(frames: list[bytes]) -> int:
                 page = Page([], [], [], 1)
                 judge_row(row, series.symbol, series.timeframe, page)
                 confirmed += len(page.candles)
+        opening = opening_of(text, frame)
+        if opening is not None:
+            openings = {opening: series}
     return confirmed
 
 

@@ -21,7 +21,7 @@ from okx_pipeline.storage.database import Connection, one
 from okx_pipeline.storage.landing import ensure_months
 from okx_pipeline.storage.opening import opened_database
 from okx_pipeline.storage.parquet import ParquetStore
-from okx_pipeline.timeframes import DAY_MS, MINUTE_MS, day_ms, parse_timeframe
+from okx_pipeline.timeframes import DAY_MS, MINUTE_MS, day_ms, month_of, parse_timeframe
 
 ROWS = 2_000_000
 MANY_ROWS = 10_000_000
@@ -74,7 +74,7 @@ def run(rows: int = ROWS) -> list[Figure]:
 
 def fill(connection: Connection, end_ms: int, from_ms: int = START_MS) -> int:
     """Make the rows of every symbol from `from_ms` to `end_ms`; returns how many there are from the start."""
-    ensure_months(connection, [date(2025, month, 1) for month in range(1, 13)])
+    ensure_months(connection, {month_of(open_ms) for open_ms in (*range(from_ms, end_ms, DAY_MS), end_ms - MINUTE_MS)})
     for number, symbol in enumerate(SYMBOLS):
         connection.execute(_FILL, (symbol, from_ms, end_ms - MINUTE_MS, number))
     connection.execute("VACUUM (ANALYZE) trading.candlesticks")

@@ -1,4 +1,4 @@
-"""How time grows with what is held: measured at 0.1, 1 and 10 million rows, and the exponent of it.
+"""How time grows with what is held: measured at 0.1, 1 and 10 million rows (large: 100), and the exponent of it.
 
 An exponent of 1 is time in proportion to the rows held. The scan for gaps goes through all rows and may grow with them;
 what is about a day, and landing 25,000 fresh rows, must not grow at all.
@@ -28,6 +28,7 @@ from okx_pipeline.storage.reading import read_store
 from okx_pipeline.timeframes import DAY_MS, MINUTE_MS, day_of
 
 SIZES = (100_000, 1_000_000, 10_000_000)
+MANY_SIZES = (*SIZES, 100_000_000)
 LANDED = 25_000
 ROUNDS = 5
 MOST = 1.1
@@ -35,7 +36,7 @@ FLAT = 0.25
 """Depth of a key's tree and warmth of a cache may tell a little."""
 
 
-def run() -> list[Figure]:
+def run(sizes: tuple[int, ...] = SIZES) -> list[Figure]:
     """Seconds at each size and the exponent, of each kind of work."""
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as home:
@@ -43,7 +44,7 @@ def run() -> list[Figure]:
         files = ParquetStore(settings.parquet_root)
         with opened_database(settings) as database, CandleStore.opened(database, files) as store:
             from_ms = START_MS
-            for size in SIZES:
+            for size in sizes:
                 end_ms = START_MS + size // len(SYMBOLS) * MINUTE_MS
                 held = fill(store.connection, end_ms, from_ms)
                 _count_days(store, from_ms, end_ms)
@@ -52,9 +53,9 @@ def run() -> list[Figure]:
                     seconds.setdefault(what, []).append(median(elapsed(work) for _ in range(ROUNDS)))
     figures = []
     for what, taken in seconds.items():
-        for size, value in zip(SIZES, taken, strict=True):
+        for size, value in zip(sizes, taken, strict=True):
             figures.append(Figure(f"{what}, seconds at {size:,} rows", value))
-        exponent = math.log(taken[-1] / taken[0]) / math.log(SIZES[-1] / SIZES[0])
+        exponent = math.log(taken[-1] / taken[0]) / math.log(sizes[-1] / sizes[0])
         at_most = MOST if what == _SCAN else FLAT
         figures.append(Figure(f"{what}, exponent", exponent, at_most=at_most))
     return figures

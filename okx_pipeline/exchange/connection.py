@@ -30,6 +30,8 @@ from okx_pipeline.exchange.frames import (
     argument_of,
     decode_frame,
     encode_requests,
+    known_opening,
+    opening_of,
 )
 from okx_pipeline.exchange.listings import plain
 from okx_pipeline.timeframes import GRACE_MS, HOUR_MS, MINUTE_MS
@@ -102,6 +104,9 @@ class Listener(Protocol):
         Rows may come twice, and older ones after newer ones, while one connection takes over from another.
         """
 
+    def forming(self, series: Series, opened: str, frame_s: float) -> None:
+        """OKX pushed an unconfirmed row of the candle that opens at `opened`, after one that `pushed` was told of."""
+
     def subscribed(self, series: Collection[Series]) -> None:
         """These are received from now on (again): what was missed before must be fetched."""
 
@@ -149,6 +154,10 @@ class _Subscription:
     """Whether it is to be unsubscribed, and then subscribed anew."""
     anew: bool = False
     """Whether it was."""
+    opening: bytes = b""
+    """What pushes of the candle that is forming begin with."""
+    opened: str = ""
+    """When that candle opens, in OKX's words."""
 
     @property
     def patience_s(self) -> float:
@@ -181,6 +190,7 @@ class Connection:
         self._renew_after_s = renew_after_s
         self._time = asyncio.get_running_loop().time
         self._subscriptions: dict[Argument, _Subscription] = {}
+        self._by_opening: dict[bytes, _Subscription] = {}
         self._changed = asyncio.Event()
         self._sent_s: deque[float] = deque(maxlen=protocol.REQUESTS_AN_HOUR)
         self._throttled = back_off()
@@ -250,10 +260,16 @@ class Connection:
 
     async def _receive(self) -> None:
         recv, time, subscriptions = self._socket.recv, self._time, self._subscriptions
-        pushed = self._listener.pushed
+        by_opening, pushed, forming = self._by_opening, self._listener.pushed, self._listener.forming
         while True:
             text = await recv(decode=False)
             now_s = self.heard_s = time()
+            known = known_opening(text, by_opening)
+            if known is not None and known.carried:
+                known.heard_s = self._candle_s = now_s
+                known.silences = 0
+                forming(known.series, known.opened, now_s)
+                continue
             try:
                 frame = decode_frame(text)
             except msgspec.DecodeError as problem:
@@ -273,6 +289,11 @@ class Connection:
             subscription.heard_s = self._candle_s = now_s
             subscription.silences = 0
             pushed(subscription.series, frame.data, now_s)
+            opening = opening_of(text, frame)
+            if opening is not None:
+                by_opening.pop(subscription.opening, None)
+                by_opening[opening] = subscription
+                subscription.opening, subscription.opened = opening, frame.data[0][0]
 
     def _expect(self, argument: Argument) -> _Subscription | None:
         """What a push of a series is about that was asked for, but not acknowledged yet: it says as much.
@@ -344,8 +365,13 @@ class Connection:
             self._answer.set_result(None)
 
     def _refuse(self, series: Series, code: str, message: str) -> None:
-        self._subscriptions.pop(argument_of(series), None)
+        self._drop(argument_of(series))
         self._keeper.refused(series, plain(code, 20), plain(message, MOST_SAID))
+
+    def _drop(self, argument: Argument) -> None:
+        subscription = self._subscriptions.pop(argument, None)
+        if subscription is not None:
+            self._by_opening.pop(subscription.opening, None)
 
     # Asking. One round at a time, so that an error that says nothing of its cause can only be about that one.
 
@@ -396,7 +422,7 @@ class Connection:
             if subscription.suspect:
                 subscription.suspect, subscription.anew = False, True
             else:
-                del self._subscriptions[argument_of(subscription.series)]
+                self._drop(argument_of(subscription.series))
 
     async def _subscribe(self, joining: Sequence[Series]) -> None:
         """Ask for some series; if OKX refuses several without saying which, ask for each half of what is left."""

@@ -1,16 +1,19 @@
 """OKX's WebSocket frames, both directions: what a client asks, what OKX pushes, replies and complains.
 
-Unconfirmed updates are 99 % of the traffic, so that a frame is decoded once, typed, its numbers left as text; what its
-rows mean is decided by `messages.judge_row`. Connections are `feed`'s work.
+Unconfirmed updates are 99 % of the traffic, so that a frame is decoded once, typed, its numbers left as text, and most
+that say again that a candle is forming not at all; what rows mean is decided by `messages.judge_row`. Connections are
+`feed`'s work.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from okx_pipeline.exchange import protocol
 from okx_pipeline.timeframes import Timeframe
+
+T = TypeVar("T")
 
 
 class Series(NamedTuple):
@@ -72,6 +75,11 @@ _IDENTIFIED: Final = msgspec.json.Decoder(_Identified)
 _JSON: Final = msgspec.json.Encoder()
 _REQUEST_ROOM: Final = protocol.MOST_REQUEST_BYTES - 1024
 
+_ROWS: Final = b'[["'
+_OPENED: Final = len('[["1787184000000"')
+_FORMING: Final = f'","{protocol.UNCONFIRMED}"]]}}'.encode()
+_QUOTES: Final = 2 * (protocol.ROW_FIELDS - 1)
+
 
 def decode_frame(text: str | bytes) -> Frame:
     """What OKX sent.
@@ -85,6 +93,29 @@ def decode_frame(text: str | bytes) -> Frame:
         return _FRAME.decode(text)
     except (UnicodeDecodeError, RecursionError) as problem:
         raise msgspec.DecodeError(str(problem)) from problem
+
+
+def known_opening(text: bytes, known: Mapping[bytes, T]) -> T | None:
+    """What is `known` of the opening of a push if none of its rows is confirmed; None where a glance cannot tell.
+
+    The opening is all up to the first row's open time, see `opening_of`. Eight strings follow it, the last of them the
+    one that says "unconfirmed": a row of nine strings that says otherwise is not among them.
+    """
+    end = text.find(_ROWS) + _OPENED
+    found = known.get(text[:end])
+    return found if found is not None and text.endswith(_FORMING) and text.count(b'"', end) == _QUOTES else None
+
+
+def opening_of(text: bytes, frame: Frame) -> bytes | None:
+    """The opening of a push of a single unconfirmed row, decoded as `frame`: of any other that begins so, `frame` tells
+    what it is about and when its candle opens. None if it is no such push.
+    """
+    end = text.find(_ROWS) + _OPENED
+    rows = frame.data or []
+    if [len(row) for row in rows] != [protocol.ROW_FIELDS] or not text[:end].endswith(f'[["{rows[0][0]}"'.encode()):
+        return None
+    # Eight strings are left, the row's own: whatever else the frame says was said before.
+    return text[:end] if text.endswith(_FORMING) and text.count(b'"', end) == _QUOTES else None
 
 
 def decode_request(text: str | bytes) -> Request:

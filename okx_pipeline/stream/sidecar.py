@@ -178,9 +178,15 @@ class Sidecar:
         for row in rows:
             if len(row) == protocol.ROW_FIELDS and row[-1] == protocol.UNCONFIRMED:
                 if row[0] != self._newest.get(series):
-                    self._forming(series, row[0])
+                    self._form(series, row[0])
             else:
                 self._judge(series, row, frame_s)
+
+    def forming(self, series: Series, opened: str, frame_s: float) -> None:
+        """One unconfirmed row more of a candle."""
+        self.counters.count("frames")
+        if opened != self._newest.get(series):
+            self._form(series, opened)
 
     def subscribed(self, series: Collection[Series]) -> None:
         """Received (again): what closed meanwhile is asked for soon, if no frame brings it."""
@@ -203,7 +209,7 @@ class Sidecar:
         """Something odd on a connection."""
         self.counters.wrong(kind, detail)
 
-    def _forming(self, series: Series, opened: str) -> None:
+    def _form(self, series: Series, opened: str) -> None:
         progress = self._progress.get(series)
         if progress is None:
             return

@@ -29,6 +29,7 @@ from okx_pipeline.exchange.frames import (
     encode_event,
     encode_push,
 )
+from okx_pipeline.exchange.protocol import CONFIRMED
 from okx_pipeline.timeframes import TIMEFRAMES, parse_timeframe
 
 ROW = ["1774964340000", "66898.7", "66902.1", "66884.6", "66894.5", "1330.07", "13.3007", "889750.68514000", "0"]
@@ -156,10 +157,10 @@ class CandleServer:
         return [request for talk in self.talks for _, request in talk.requests]
 
     async def push(self, about: Series, *rows: list[str]) -> None:
-        """Push rows, or one that is like no other, to whoever subscribed the series."""
+        """Push rows, or a confirmed one that is like no other, to whoever subscribed the series."""
         if not rows:
             self._pushed += 1
-            rows = ([*ROW[:5], str(self._pushed), *ROW[6:]],)
+            rows = ([*ROW[:5], str(self._pushed), *ROW[6:8], CONFIRMED],)
             self.pushes.setdefault(about, []).append(str(self._pushed))
         for talk in self.open_talks:
             if argument_of(about) in talk.subscribed:
@@ -254,6 +255,7 @@ class Notes:
         self.refusals: list[tuple[float, Series, str, str]] = []
         self.oddities: list[tuple[float, str, str]] = []
         self.frames = 0
+        self.repeated: list[tuple[Series, str]] = []
         self.frame_s = 0.0
         self._happened = happened
 
@@ -264,6 +266,10 @@ class Notes:
         self.frames += 1
         self.rows.setdefault(series, []).extend(rows)
         self._happened.set()
+
+    def forming(self, series: Series, opened: str, frame_s: float) -> None:
+        self.repeated.append((series, opened))
+        self.pushed(series, [], frame_s)
 
     def subscribed(self, series: Collection[Series]) -> None:
         self.received.update(series)

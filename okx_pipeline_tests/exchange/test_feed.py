@@ -12,7 +12,7 @@ import pytest
 
 from okx_pipeline.exchange import protocol
 from okx_pipeline.exchange.connection import Oddity
-from okx_pipeline.exchange.frames import SUBSCRIBE, UNSUBSCRIBE, Argument, Request, Series, argument_of
+from okx_pipeline.exchange.frames import SUBSCRIBE, UNSUBSCRIBE, Argument, Request, Series, argument_of, encode_push
 from okx_pipeline.timeframes import HOUR_MS
 from okx_pipeline_tests.exchange.candle_server import (
     ROW,
@@ -31,6 +31,7 @@ from okx_pipeline_tests.exchange.simulated_time import run
 
 HOUR_S = HOUR_MS / 1000
 BITCOIN = series()
+ETHER = series("ETH-USDT-SWAP")
 
 
 def play(scene_of: Callable[[Scene], Awaitable[None]], *wanted: Series, **options: Any) -> None:
@@ -77,6 +78,27 @@ def test_series_are_asked_for_in_okx_words_and_rows_come_as_they_were_sent() -> 
 
     wanted = [BITCOIN, series("ETH-USDT", "1d"), series("ETH-USDT", "1mo")]
     play(scene_of, *wanted)
+
+
+def test_a_candle_that_goes_on_forming_is_told_by_its_open_time_until_it_is_confirmed_or_unsubscribed() -> None:
+    async def scene_of(scene: Scene) -> None:
+        await scene.until_received([BITCOIN, ETHER])
+        again = [*ROW[:5], "1400", *ROW[6:]]
+        confirmed = [*again[:8], "1"]
+        following = [str(int(ROW[0]) + 60_000), *ROW[1:]]
+        for row in (ROW, again, again, confirmed, following, ROW):
+            await scene.server.push(BITCOIN, row)
+        await scene.server.push(ETHER, ROW)
+        await scene.until(lambda: scene.notes.frames == 7)
+        assert scene.notes.rows == {BITCOIN: [ROW, confirmed, following, ROW], ETHER: [ROW]}
+        assert scene.notes.repeated == 2 * [(BITCOIN, ROW[0])]
+        assert scene.feed.last_frame_s == scene.notes.frame_s
+        scene.feed.want([ETHER])
+        await scene.until(lambda: scene.feed.subscribed_series == 1)
+        await scene.server.talks[0].send(encode_push(BITCOIN, [ROW]))
+        await scene.until(lambda: Oddity.UNEXPECTED in scene.notes.kinds())
+
+    play(scene_of, BITCOIN, ETHER)
 
 
 @pytest.mark.parametrize("what", ["ws push SWAP 1m", "ws push SPOT 1m", "ws push SWAP 1H for"])
