@@ -274,7 +274,7 @@ class ParquetStore:
         """
         try:
             if self._local is not None:
-                source: Any = (self._local / month.path).open("rb")
+                source: Any = pa.OSFile(str(self._local / month.path))
             else:
                 source = self._remote.open_input_file(f"{self._prefix}/{month.path}")
         except FileNotFoundError:

@@ -5,6 +5,7 @@ Both give the same rows. PostgreSQL has the last minutes, too, and archived mont
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import pyarrow as pa
@@ -29,6 +30,9 @@ SCHEMA: Final = pa.schema(
 
 _NAMES: Final = ["timestamp_ms", *(column.name for column in VALUE_COLUMNS)]
 _TYPES: Final = {"timestamp_ms": pa.int64(), **{column.name: NUMBER for column in VALUE_COLUMNS}}
+FILES_AT_ONCE: Final = 4
+"""One is on its way from the disk or the object store while another is decoded."""
+
 _COPY: Final = sql.SQL(
     """
 COPY (
@@ -51,7 +55,8 @@ def read_files(files: ParquetStore, symbol: str, timeframe: Timeframe, within: R
         If the object store is out of reach.
     """
     months = [month for month in files.months(symbol, timeframe.name) if _reaches(month, within)]
-    return _joined(_cut(files.columns(month, SCHEMA), within) for month in months)
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        return _joined(pool.map(lambda month: _cut(files.columns(month, SCHEMA), within), months))
 
 
 def read_store(store: CandleStore, symbol: str, timeframe: Timeframe, within: Range) -> pa.Table:
