@@ -1,26 +1,32 @@
-"""What only a process beside Dagster can tell: that Dagster's daemon is silent; and, to the outside, that we are not.
+"""What only a process beside Dagster can tell: that Dagster's daemon is silent, or the database, in which all others
+keep what is to be told, out of reach; and, to the outside, that we are not.
 
 Whatever goes wrong here is counted, and never a matter of the stream's.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Final
 
 from okx_pipeline.alerts.delivery import deliver
 from okx_pipeline.alerts.incidents import Source, look
-from okx_pipeline.alerts.outbound import Outbound
+from okx_pipeline.alerts.outbound import Outbound, UndeliveredError
 from okx_pipeline.alerts.sinks import sinks_of
 from okx_pipeline.errors import PipelineError
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage.alert_sources import daemon_silent_s
-from okx_pipeline.storage.alerts import Incident, open_incidents
+from okx_pipeline.storage.alerts import Incident, Message, State, open_incidents
 from okx_pipeline.storage.database import Connection, Database, DatabaseError
 from okx_pipeline.stream.counters import Counters
 from okx_pipeline.stream.health import stream_health
 
 WHAT: Final = "silent_daemon"
+AWAY: Final = "database_away"
+
+AWAY_AFTER_S: Final = 120.0
+"""A server that is restarted is back by then."""
 
 SILENT_AFTER_S: Final = 300.0
 """The sensor of alerts ticks every 60 s; a daemon that starts takes a minute to."""
@@ -56,6 +62,8 @@ class Watch:
         self._silent_after_s = silent_after_s
         self._began_s = monotonic()
         self._sinks = sinks_of(settings)
+        self._away_since_s: float | None = None
+        self._told_of_away: set[str] = set()
         self._dead_man = settings.dead_man_url
         self._outbound = None if settings.dead_man_url is None else Outbound(settings)
 
@@ -81,7 +89,12 @@ class Watch:
 
     async def look(self) -> float:
         """Look whether the daemon is silent, and tell who is to be told; returns when to look again, in seconds."""
-        await asyncio.to_thread(self._look)
+        try:
+            await asyncio.to_thread(self._look)
+        except (PipelineError, DatabaseError) as problem:
+            await self._tell_of_absence(str(problem).partition("\n")[0])
+            raise
+        await self._tell_of_return()
         for each in await deliver(self._database, self._sinks):
             self._counters.count("alerts sent", each.messages)
             if each.problem is not None:
@@ -97,6 +110,37 @@ class Watch:
         await self._outbound.ask("GET", self._dead_man)
         self._counters.count("pings")
         return PING_EVERY_S
+
+    async def _tell_of_absence(self, problem: str) -> None:
+        now_s = monotonic()
+        self._away_since_s = now_s if self._away_since_s is None else self._away_since_s
+        away_s = now_s - self._away_since_s
+        if away_s < AWAY_AFTER_S:
+            return
+        text = f"the database has been out of reach for {away_s / 60:,.0f} minutes, so that nothing lands: {problem}"
+        untold = {sink.name for sink in self._sinks} - self._told_of_away
+        self._told_of_away |= await self._tell(untold, "open", text)
+
+    async def _tell_of_return(self) -> None:
+        self._away_since_s = None
+        if self._told_of_away:
+            text = "the database is there again, and what was missed is asked for"
+            self._told_of_away -= await self._tell(self._told_of_away, "resolved", text)
+
+    async def _tell(self, names: set[str], state: State, text: str) -> set[str]:
+        """Tell sinks of the database by ourselves; returns those that have taken it."""
+        message = Message(0, AWAY, AWAY, None, "critical", text, state, datetime.now(UTC))
+        taken = set()
+        for sink in self._sinks:
+            if sink.name in names:
+                try:
+                    await sink.send(message)
+                except UndeliveredError as problem:
+                    self._counters.wrong("alert not sent", f"{sink.name}: {problem}")
+                else:
+                    taken.add(sink.name)
+                    self._counters.count("alerts sent")
+        return taken
 
     def _look(self) -> None:
         with self._database.connect() as connection:

@@ -147,6 +147,29 @@ def test_a_database_that_is_away_pings_nobody(hook: SinkServer) -> None:
     assert hook.requests == []
 
 
+def test_a_database_that_stays_away_is_told_once_without_it_and_its_return_once(
+    hook: SinkServer, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Watch(told(hook), Database("postgresql://nobody@127.0.0.1:1/none"), Counters())
+
+    def look_while_away() -> None:
+        with pytest.raises(PipelineError):
+            do(watch.look)
+
+    look_while_away()
+    assert hook.requests == [], "a restart"
+    monkeypatch.setattr(watching, "AWAY_AFTER_S", 0.0)
+    hook.answers.append(Answer(500))
+    for _ in range(3):
+        look_while_away()
+    assert hook.told == 2 * [("open", "database_away")], "once more to a sink that had not taken it"
+    assert "out of reach" in hook.requests[0].json["text"]
+    watch._database = database
+    for _ in range(2):
+        do(watch.look)
+    assert hook.told[2:] == [("resolved", "database_away")]
+
+
 def test_where_nobody_is_to_be_told_there_is_nothing_to_watch(database: Database) -> None:
     asyncio.run(asyncio.wait_for(Watch(read_settings(), database, Counters()).run(), 10))
 
