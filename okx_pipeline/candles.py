@@ -86,22 +86,22 @@ class Candle(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A row that the exchange confirmed but no market can have.
+    """A row that the exchange confirmed but no market can have, or a frame that cannot be read.
 
     Parameters
     ----------
     symbol, timeframe
-        The series it was received for.
+        The series it was received for; None of a frame that cannot be read.
     timestamp_ms
         Its open time, where it has a readable one.
     reason
         What is wrong with it, in words.
     original
-        The row as JSON text, character for character what the exchange sent.
+        The row as JSON text, or the frame, character for character what the exchange sent.
     """
 
-    symbol: str
-    timeframe: str
+    symbol: str | None
+    timeframe: str | None
     timestamp_ms: int | None
     reason: str
     original: str

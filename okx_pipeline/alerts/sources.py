@@ -25,17 +25,13 @@ def open_gaps(connection: Connection, hours: int) -> list[Incident]:
 
 
 def quarantined_rows(connection: Connection) -> list[Incident]:
-    """Rows quarantined of late: an incident a symbol, until a day has brought no more."""
-    return [
-        Incident(
-            each.symbol,
-            f"{each.symbol}: {_number(each.rows, 'row')} ({_listed(each.timeframes)}) quarantined within "
-            f"{QUIET_HOURS} hours: {each.reason}",
-            each.symbol,
-            "warning",
-        )
-        for each in quarantined_within(connection, QUIET_HOURS)
-    ]
+    """Rows quarantined of late: an incident a symbol, and one of unreadable frames, until a day has brought no more."""
+    incidents = []
+    for each in quarantined_within(connection, QUIET_HOURS):
+        what = f"{each.symbol}: {_number(each.rows, 'row')} ({_listed(each.timeframes)})"
+        text = f"{what if each.symbol else _number(each.rows, 'frame')} quarantined within {QUIET_HOURS} hours: "
+        incidents.append(Incident(each.symbol or "", text + each.reason, each.symbol, "warning"))
+    return incidents
 
 
 def failed_quality_checks(connection: Connection) -> list[Incident]:

@@ -119,6 +119,9 @@ class Listener(Protocol):
     def noticed(self, kind: str, detail: str) -> None:
         """Something odd that was dealt with; `kind` is an `Oddity`."""
 
+    def garbled(self, text: bytes, problem: str) -> None:
+        """A frame cannot be read, which `noticed` is told of, too: here it is whole, and why."""
+
 
 class Keeper(Protocol):
     """Who keeps a connection: what it asks of, and tells, the one that opened it."""
@@ -275,6 +278,7 @@ class Connection:
             except msgspec.DecodeError as problem:
                 if text != _PONG:
                     self._listener.noticed(Oddity.GARBLED, f"{_shown(text)}: {problem}")
+                    self._listener.garbled(text, str(problem))
                 continue
             argument = frame.arg
             if not frame.data or frame.event or argument is None:

@@ -32,8 +32,8 @@ CLOSE_WITHIN_S: Final = 2.0
 OPEN_EVERY_S: Final = 1.2 / protocol.CONNECTIONS_A_SECOND
 """OKX counts arrivals: spaced so, a fourth may arrive 0.2 s early and still be the fourth of more than a second."""
 
-MOST_FRAME_BYTES: Final = 1024 * 1024
-"""Longest message that is read, after decompression; a push is some 200 bytes."""
+MOST_FRAME_BYTES: Final = 2 * protocol.MOST_REQUEST_BYTES
+"""Longest message that is read, after decompression: an error may repeat a whole request; a push is some 200 bytes."""
 
 MOST_WAITING_FRAMES: Final = 256
 """Messages read ahead before the socket is left alone; they are dealt with faster than a socket brings them."""

@@ -26,7 +26,7 @@ ORDER BY gap.symbol
 """
 
 _QUARANTINED: Final[LiteralString] = """
-SELECT symbol, array_agg(DISTINCT timeframe), count(*), min(reason)
+SELECT symbol, coalesce(array_agg(DISTINCT timeframe) FILTER (WHERE timeframe IS NOT NULL), '{}'), count(*), min(reason)
 FROM trading.candlesticks_quarantine
 WHERE received_at > clock_timestamp() - %s * interval '1 hour'
 GROUP BY symbol
@@ -64,9 +64,12 @@ class OpenGaps:
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedRows:
-    """The rows of a symbol that were lately quarantined: in which timeframes, how many, and one of the reasons."""
+    """The rows of a symbol that were lately quarantined: in which timeframes, how many, and one of the reasons.
 
-    symbol: str
+    Without a symbol: the frames that could not be read.
+    """
+
+    symbol: str | None
     timeframes: list[str]
     rows: int
     reason: str

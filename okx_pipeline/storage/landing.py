@@ -371,8 +371,9 @@ def _quarantine(connection: Connection, refused: Sequence[Refused], source: Sour
         values = (row.symbol, row.timeframe, row.timestamp_ms, row.reason, row.original.replace("\0", "\ufffd"), source)
         if connection.execute(_QUARANTINE, values).rowcount:
             quarantined += 1
-            if row.timestamp_ms is not None and 0 <= row.timestamp_ms < _YEAR_10000_MS:
-                days.add(SeriesDay(row.symbol, row.timeframe, day_of(row.timestamp_ms)))
+            is_of_a_day = row.timestamp_ms is not None and 0 <= row.timestamp_ms < _YEAR_10000_MS
+            if row.symbol is not None and row.timeframe is not None and is_of_a_day:
+                days.add(SeriesDay(row.symbol, row.timeframe, day_of(row.timestamp_ms or 0)))
     _mark(connection, days, source)
     return quarantined
 

@@ -13,10 +13,11 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from okx_pipeline.candles import Candle, Source
+from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.errors import AlreadyRunningError, PipelineError
 from okx_pipeline.exchange import protocol
 from okx_pipeline.exchange.clock import ExchangeClock
+from okx_pipeline.exchange.connection import Oddity
 from okx_pipeline.exchange.feed import CandleFeed
 from okx_pipeline.exchange.frames import Series
 from okx_pipeline.exchange.messages import Page, judge_row, open_time
@@ -69,6 +70,9 @@ WINDOWS_AT_ONCE: Final = 10
 DISPUTE_AFTER_S: Final = 2.0
 DISPUTE_AGAIN_S: Final = 30.0
 """REST is asked for a disputed candle this long after the frame, and again if it does not serve it yet."""
+
+MOST_GARBLED: Final = 1_000
+"""Frames that cannot be read and are kept, by one sidecar; further ones are counted: they could fill the disk."""
 
 EARLY_MS: Final = 5_000
 """A confirmation that comes this long before its candle closes is not believed."""
@@ -208,6 +212,12 @@ class Sidecar:
     def noticed(self, kind: str, detail: str) -> None:
         """Something odd on a connection."""
         self.counters.wrong(kind, detail)
+
+    def garbled(self, text: bytes, problem: str) -> None:
+        """A frame that cannot be read is kept: what it was to bring is asked of REST when it is late."""
+        if self.counters[Oddity.GARBLED] <= MOST_GARBLED:
+            original = text.decode(errors="backslashreplace")
+            self._lander.offer(Batch([], [Refused(None, None, None, f"unreadable frame: {problem}", original)]))
 
     def _form(self, series: Series, opened: str) -> None:
         progress = self._progress.get(series)

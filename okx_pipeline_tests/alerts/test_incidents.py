@@ -159,9 +159,12 @@ def test_quarantined_rows_are_a_warning_until_a_day_has_brought_no_more(connecti
     connection.execute(insert, (BTC, "5m", 0, 1))
     connection.execute(insert, (BTC, "1h", 0, 23))
     connection.execute(insert, (ETH, "1h", 0, 25))
-    (incident,) = quarantined_rows(connection)
-    told = f"{BTC}: 2 rows (5m, 1h) quarantined within 24 hours: its high is below its low"
-    assert incident == Incident(BTC, told, BTC, "warning")
+    connection.execute(insert, (None, None, None, 1))
+    told = "quarantined within 24 hours: its high is below its low"
+    assert quarantined_rows(connection) == [
+        Incident(BTC, f"{BTC}: 2 rows (5m, 1h) {told}", BTC, "warning"),
+        Incident("", f"1 frame {told}", None, "warning"),
+    ]
 
 
 def test_verdicts_at_the_level_of_an_error_are_an_incident_a_check_and_symbol(connection: Connection) -> None:

@@ -255,6 +255,7 @@ class Notes:
         self.refusals: list[tuple[float, Series, str, str]] = []
         self.oddities: list[tuple[float, str, str]] = []
         self.frames = 0
+        self.unread: list[bytes] = []
         self.repeated: list[tuple[Series, str]] = []
         self.frame_s = 0.0
         self._happened = happened
@@ -292,6 +293,10 @@ class Notes:
         assert len(detail) < 500
         self.oddities.append((asyncio.get_running_loop().time(), kind, detail))
         self._happened.set()
+
+    def garbled(self, text: bytes, problem: str) -> None:
+        assert problem
+        self.unread.append(text)
 
     def of_kind(self, kind: str) -> list[str]:
         return [detail for _, each, detail in self.oddities if each == kind]

@@ -668,7 +668,7 @@ def push_of(rows: Any, about: Any = None) -> bytes:
         (push_of([ROW], about="candle1m"), Oddity.GARBLED),
         (b"\xff\xfe" + push_of([ROW]), Oddity.GARBLED),
         (push_of([["\xe9"]]).replace("\xe9".encode(), b"\xe9"), Oddity.GARBLED),
-        (b"[" * 200_000, Oddity.GARBLED),
+        (b"[" * 100_000, Oddity.GARBLED),
         (b'{"event": "subscribe", "arg": [' + b"1," * 5000 + b"1]}", Oddity.GARBLED),
         (push_of([]), Oddity.UNKNOWN_EVENT),
         (b"{}", Oddity.UNKNOWN_EVENT),
@@ -694,6 +694,7 @@ def test_frame_that_is_none_of_okx_is_counted_and_costs_no_other(frame: bytes, k
         await talk.send(push_of([ROW]))
         await scene.until(lambda: scene.notes.frames == 2)
         assert [each for _, each, _ in scene.notes.oddities] == [kind]
+        assert scene.notes.unread == ([frame] if kind is Oddity.GARBLED else [])
         assert len(scene.server.open_talks) == 1
 
     play(scene_of, BITCOIN)

@@ -75,9 +75,11 @@ def test_damaged_frames_cost_nothing_and_what_is_refused_is_kept_as_it_came(syst
     system.heal()
     assert system.recovers().explained == 0
     assert system.counter("connection lost") == 0
-    refused = system.rows("SELECT reason, original FROM trading.candlesticks_quarantine")
+    refused = system.rows("SELECT reason, original FROM trading.candlesticks_quarantine WHERE symbol IS NOT NULL")
     wait_until(lambda: system.counter("row refused") >= len(refused), "what is refused is counted")
     assert all(reason and original.startswith("[") for reason, original in refused)
+    unread = system.count("SELECT count(DISTINCT original) FROM trading.candlesticks_quarantine WHERE symbol IS NULL")
+    assert 0 < unread <= system.counter("garbled frame")
 
 
 @pytest.mark.fault(18, "confirmations that are not true", tries=10)

@@ -130,6 +130,16 @@ def test_a_refused_row_is_quarantined_once_and_the_rest_of_the_batch_lands(conne
     assert kept == [(AUGUST, refused.reason), (None, unreadable.reason)]
 
 
+def test_a_frame_that_cannot_be_read_is_kept_once_and_is_of_no_day(connection: Connection) -> None:
+    frame = Refused(None, None, None, "unreadable frame: it was cut off", '{"arg":')
+    for outcomes in ({"quarantined": 1}, {}):
+        assert outcome(land(connection, [], [frame], source=Source.WEBSOCKET)) == outcomes
+    assert connection.execute("SELECT symbol, original FROM trading.candlesticks_quarantine").fetchall() == [
+        (None, '{"arg":')
+    ]
+    assert one(connection, "SELECT count(*) FROM trading.landing_marks") == 0
+
+
 def test_a_landing_marks_each_series_day_it_changed_and_only_those(connection: Connection) -> None:
     land(connection, [candle(0), candle(1440)], source=Source.REST)
     landed = land(connection, [candle(0), candle(1441)], source=Source.REST)
