@@ -12,6 +12,11 @@ from okx_pipeline_tests.faults import table
 from okx_pipeline_tests.faults.system import System, system
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The one that takes minutes begins first: begun last, it would be waited for alone."""
+    items.sort(key=lambda item: "test_whole_system_faults" not in item.nodeid)
+
+
 @pytest.fixture
 def seed() -> int:
     """The try's chance; see `table`, which gives others where a row asks for more than one try."""
