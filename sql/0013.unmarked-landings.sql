@@ -2,17 +2,27 @@
 -- transaction that lands leaves one row of all of them here, and whoever landed makes the marks of it right after.
 
 CREATE TABLE trading.unmarked_landings (
-    symbols    text[]      NOT NULL,
-    timeframes text[]      NOT NULL,
-    days       date[]      NOT NULL,
-    landed_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+    symbols    text[] NOT NULL,
+    timeframes text[] NOT NULL,
+    days       date[] NOT NULL
 );
+
+CREATE VIEW trading.unmarked_days AS
+SELECT landed.symbol, landed.timeframe, landed.day
+FROM trading.unmarked_landings CROSS JOIN LATERAL unnest(symbols, timeframes, days) AS landed (symbol, timeframe, day);
+
+-- Each landing asks whether anything is archived in its months, which the current one never is.
+CREATE INDEX candle_months_archived ON trading.candle_months (month) WHERE state = 'archived';
 
 COMMENT ON TABLE trading.unmarked_landings IS 'Landing of a stream of which the marks are yet to be made; empty but for moments';
 COMMENT ON COLUMN trading.unmarked_landings.symbols IS 'Symbols of the series-days in which candles landed';
 COMMENT ON COLUMN trading.unmarked_landings.timeframes IS 'Their timeframes, in the same order';
 COMMENT ON COLUMN trading.unmarked_landings.days IS 'Their UTC days, in the same order';
-COMMENT ON COLUMN trading.unmarked_landings.landed_at IS 'When they landed';
+
+COMMENT ON VIEW trading.unmarked_days IS 'Series-day in which candles landed of which the mark is yet to be made';
+COMMENT ON COLUMN trading.unmarked_days.symbol IS 'Instrument';
+COMMENT ON COLUMN trading.unmarked_days.timeframe IS 'Length of the candles';
+COMMENT ON COLUMN trading.unmarked_days.day IS 'UTC day';
 
 -- Whoever lands takes the notes away: the same as before, with one more table that a writer may delete from.
 CREATE OR REPLACE FUNCTION trading.grant_roles() RETURNS text[]

@@ -116,7 +116,7 @@ class Message:
     incident
         Number of the incident: a message that is sent twice has the same number and state.
     at
-        When it opened or was resolved, by the database's clock.
+        When it opened or was resolved, by the database's clock; of the database's absence, by the sidecar's.
     """
 
     incident: int

@@ -463,7 +463,7 @@ def _copy_straight(connection: Connection, rows: list[Candle], days: Mapping[Ser
         connection.execute(_NOTE, [",".join(map(str, column)) for column in _columns(days)])
     else:
         _mark(connection, days, source)
-    changes = {rows: Change(rows, 0) for rows in set(days.values())}
+    changes = {inserted: Change(inserted, 0) for inserted in set(days.values())}
     return Landed({day: changes[inserted] for day, inserted in days.items()})
 
 

@@ -21,6 +21,8 @@ WITH ledger AS (
 ), waiting AS (
     SELECT DISTINCT symbol, timeframe, date_trunc('month', day)::date AS month
     FROM trading.landing_marks WHERE projected < revision
+    UNION
+    SELECT symbol, timeframe, date_trunc('month', day)::date FROM trading.unmarked_days
 )
 SELECT known.symbol, known.timeframe, known.month, known.state = 'archived', coalesce(known.rows, 0),
        coalesce(ledger.missing, 0), coalesce(ledger.closed, false), coalesce(ledger.confirmed, false),
@@ -52,6 +54,10 @@ SELECT known.symbol, known.timeframe, known.month, known.state = 'archived',
            SELECT FROM trading.landing_marks AS mark
            WHERE mark.symbol = known.symbol AND mark.timeframe = known.timeframe AND mark.projected < mark.revision
              AND mark.day >= known.month AND mark.day < known.month + interval '1 month'
+       ) AND NOT EXISTS (
+           SELECT FROM trading.unmarked_days AS landed
+           WHERE landed.symbol = known.symbol AND landed.timeframe = known.timeframe
+             AND landed.day >= known.month AND landed.day < known.month + interval '1 month'
        ) THEN known.content_hash END
 FROM trading.candle_months AS known
 WHERE known.content_hash IS NOT NULL

@@ -18,6 +18,9 @@ SELECT series.symbol, series.timeframe, held.first_ms, held.last_ms, coalesce(fi
        EXISTS (
            SELECT FROM trading.landing_marks AS mark
            WHERE mark.symbol = series.symbol AND mark.timeframe = series.timeframe AND mark.projected < mark.revision
+       ) OR EXISTS (
+           SELECT FROM trading.unmarked_days AS landed
+           WHERE landed.symbol = series.symbol AND landed.timeframe = series.timeframe
        )
 FROM series
 CROSS JOIN LATERAL (

@@ -211,7 +211,9 @@ SELECT symbol, timeframe, content_hash FROM trading.candle_months WHERE state = 
 # What a ledger that is behind calls missing may have landed since.
 _EXPECTED: Final[LiteralString] = """
 SELECT symbol, timeframe, expected, absent, quarantined,
-       CASE WHEN counted < revision OR EXISTS (SELECT FROM trading.unmarked_landings) THEN 0 ELSE missing END
+       CASE WHEN counted < revision OR (symbol, timeframe, day) IN (
+           SELECT symbol, timeframe, day FROM trading.unmarked_days
+       ) THEN 0 ELSE missing END
 FROM trading.coverage
 JOIN unnest(%s::text[], %s::text[]) AS wanted (symbol, timeframe) USING (symbol, timeframe)
 LEFT JOIN trading.landing_marks USING (symbol, timeframe, day)
@@ -235,11 +237,13 @@ ORDER BY symbol, valid_from
 
 _WAITING: Final[LiteralString] = """
 SELECT symbol, timeframe
-FROM trading.landing_marks
+FROM (
+    SELECT symbol, timeframe, day FROM trading.landing_marks WHERE projected < revision
+    UNION ALL
+    SELECT symbol, timeframe, day FROM trading.unmarked_days
+) AS waiting
 JOIN unnest(%s::text[], %s::text[]) AS wanted (symbol, timeframe) USING (symbol, timeframe)
-WHERE day = %s AND projected < revision
-UNION
-SELECT unnest(symbols), unnest(timeframes) FROM trading.unmarked_landings
+WHERE day = %s
 """
 
 _HASHES: Final[LiteralString] = """

@@ -51,6 +51,11 @@ class Batch:
     received_s: float = field(default_factory=monotonic)
     joined: list[tuple[float, int]] = field(default_factory=list)
 
+    @property
+    def rows(self) -> int:
+        """How many there are of both kinds."""
+        return len(self.candles) + len(self.refused)
+
     def arrivals(self) -> Iterator[tuple[float, int]]:
         """When candles were received, and how many each time."""
         yield self.received_s, len(self.candles) - sum(number for _, number in self.joined)
@@ -103,13 +108,12 @@ class Lander:
 
     def offer(self, batch: Batch) -> bool:
         """Take a batch to be landed; False if there is no room, and then it is forgotten."""
-        rows = len(batch.candles) + len(batch.refused)
-        if self._size and self._size + rows > self._capacity:
+        if self._size and self._size + batch.rows > self._capacity:
             return False
-        self._size += rows
+        self._size += batch.rows
         last = self._waiting[-1] if self._waiting else None
         merges = last is not None and last.source is batch.source is Source.WEBSOCKET
-        if last is not None and merges and len(last.candles) + rows <= BATCH:
+        if last is not None and merges and len(last.candles) + batch.rows <= BATCH:
             last.candles += batch.candles
             last.refused += batch.refused
             last.joined.append((batch.received_s, len(batch.candles)))
@@ -142,10 +146,11 @@ class Lander:
             batch = self._waiting.popleft() if self._waiting else Batch([])
             try:
                 await self._land_or_mark(batch)
-            except RefusedRowError as problem:
-                self._divide(batch, problem)
             except (PipelineError, DatabaseError) as problem:
-                self._waiting.appendleft(batch)
+                if isinstance(problem, RefusedRowError) and batch.rows:
+                    self._divide(batch, problem)
+                    continue
+                self._put_back(batch)
                 self.is_away = True
                 self._counters.wrong("database away", str(problem).partition("\n")[0])
                 await asyncio.to_thread(self._close)
@@ -153,7 +158,7 @@ class Lander:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 await self._revive()
             except asyncio.CancelledError:
-                self._waiting.appendleft(batch)
+                self._put_back(batch)
                 raise
             else:
                 pause_s = 0.1
@@ -162,17 +167,21 @@ class Lander:
     async def _land_or_mark(self, batch: Batch) -> None:
         """Land a batch; an empty one is the turn to make the marks of those before."""
         landed = await self._landed(batch)
-        rows = len(batch.candles) + len(batch.refused)
-        self._is_marked = rows == 0
-        if rows:
-            self._size -= rows
+        self._is_marked = not batch.rows
+        if batch.rows:
+            self._size -= batch.rows
             self._on_landed(batch, landed)
+
+    def _put_back(self, batch: Batch) -> None:
+        # The turn to make marks comes round again by itself, after what has come meanwhile.
+        if batch.rows:
+            self._waiting.appendleft(batch)
 
     def _divide(self, batch: Batch, problem: Exception) -> None:
         """A row that the tables themselves refuse never costs the others: they land without it."""
         if len(batch.candles) <= 1:
             self._counters.wrong("refused by the tables", str(problem).partition("\n")[0])
-            self._size -= len(batch.candles) + len(batch.refused)
+            self._size -= batch.rows
             return
         half = len(batch.candles) // 2
         for candles, refused in ((batch.candles[half:], []), (batch.candles[:half], batch.refused)):
@@ -215,7 +224,7 @@ class Lander:
     def _land(self, batch: Batch) -> Landed:
         if self._store is None:
             self._store = self._opened.enter_context(CandleStore.opened(self._database, self._files))
-        if not batch.candles and not batch.refused:
+        if not batch.rows:
             self._store.mark_landings()
             return Landed()
         return self._store.land(batch.candles, batch.refused, source=batch.source, requested_at=batch.requested_at)

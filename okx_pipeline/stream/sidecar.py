@@ -74,6 +74,9 @@ DISPUTE_AGAIN_S: Final = 30.0
 MOST_GARBLED: Final = 1_000
 """Frames that cannot be read and are kept, by one sidecar; further ones are counted: they could fill the disk."""
 
+MOST_GARBLED_BYTES: Final = 4_096
+"""So much of each; a push is some 200 bytes."""
+
 EARLY_MS: Final = 5_000
 """A confirmation that comes this long before its candle closes is not believed."""
 
@@ -216,7 +219,7 @@ class Sidecar:
     def garbled(self, text: bytes, problem: str) -> None:
         """A frame that cannot be read is kept: what it was to bring is asked of REST when it is late."""
         if self.counters[Oddity.GARBLED] <= MOST_GARBLED:
-            original = text.decode(errors="backslashreplace")
+            original = text[:MOST_GARBLED_BYTES].decode(errors="backslashreplace")
             self._lander.offer(Batch([], [Refused(None, None, None, f"unreadable frame: {problem}", original)]))
 
     def _form(self, series: Series, opened: str) -> None:

@@ -6,6 +6,7 @@ Whatever goes wrong here is counted, and never a matter of the stream's.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Final
@@ -13,12 +14,12 @@ from typing import Final
 from okx_pipeline.alerts.delivery import deliver
 from okx_pipeline.alerts.incidents import Source, look
 from okx_pipeline.alerts.outbound import Outbound, UndeliveredError
-from okx_pipeline.alerts.sinks import sinks_of
+from okx_pipeline.alerts.sinks import Sink, sinks_of
 from okx_pipeline.errors import PipelineError
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage.alert_sources import daemon_silent_s
 from okx_pipeline.storage.alerts import Incident, Message, State, open_incidents
-from okx_pipeline.storage.database import Connection, Database, DatabaseError
+from okx_pipeline.storage.database import Connection, Database, DatabaseError, StorageError
 from okx_pipeline.stream.counters import Counters
 from okx_pipeline.stream.health import stream_health
 
@@ -37,6 +38,16 @@ UNSOUND_S: Final = 5.0
 """How soon a stream that was not sound is looked at again."""
 
 AFTER_FAILURE_S: Final = 15.0
+
+
+@dataclass(slots=True)
+class _Absence:
+    """The database is out of reach: since when, by our clock and the monotonic one, why, and who was told."""
+
+    at: datetime
+    since_s: float
+    problem: str
+    told: set[str] = field(default_factory=set)
 
 
 class Watch:
@@ -62,8 +73,7 @@ class Watch:
         self._silent_after_s = silent_after_s
         self._began_s = monotonic()
         self._sinks = sinks_of(settings)
-        self._away_since_s: float | None = None
-        self._told_of_away: set[str] = set()
+        self._absence: _Absence | None = None
         self._dead_man = settings.dead_man_url
         self._outbound = None if settings.dead_man_url is None else Outbound(settings)
 
@@ -91,7 +101,8 @@ class Watch:
         """Look whether the daemon is silent, and tell who is to be told; returns when to look again, in seconds."""
         try:
             await asyncio.to_thread(self._look)
-        except (PipelineError, DatabaseError) as problem:
+        except StorageError as problem:
+            # It cannot be connected to: whatever else a query may fail of is no absence.
             await self._tell_of_absence(str(problem).partition("\n")[0])
             raise
         await self._tell_of_return()
@@ -112,35 +123,35 @@ class Watch:
         return PING_EVERY_S
 
     async def _tell_of_absence(self, problem: str) -> None:
-        now_s = monotonic()
-        self._away_since_s = now_s if self._away_since_s is None else self._away_since_s
-        away_s = now_s - self._away_since_s
-        if away_s < AWAY_AFTER_S:
-            return
-        text = f"the database has been out of reach for {away_s / 60:,.0f} minutes, so that nothing lands: {problem}"
-        untold = {sink.name for sink in self._sinks} - self._told_of_away
-        self._told_of_away |= await self._tell(untold, "open", text)
+        if self._absence is None:
+            self._absence = _Absence(datetime.now(UTC), monotonic(), problem)
+        if monotonic() - self._absence.since_s >= AWAY_AFTER_S:
+            text = f"the database has been out of reach for minutes, so that nothing lands: {self._absence.problem}"
+            for sink in self._sinks:
+                if sink.name not in self._absence.told and await self._tells(sink, "open", text, self._absence.at):
+                    self._absence.told.add(sink.name)
 
     async def _tell_of_return(self) -> None:
-        self._away_since_s = None
-        if self._told_of_away:
-            text = "the database is there again, and what was missed is asked for"
-            self._told_of_away -= await self._tell(self._told_of_away, "resolved", text)
-
-    async def _tell(self, names: set[str], state: State, text: str) -> set[str]:
-        """Tell sinks of the database by ourselves; returns those that have taken it."""
-        message = Message(0, AWAY, AWAY, None, "critical", text, state, datetime.now(UTC))
-        taken = set()
+        if self._absence is None:
+            return
+        text = "the database is there again, and what was missed is asked for"
         for sink in self._sinks:
-            if sink.name in names:
-                try:
-                    await sink.send(message)
-                except UndeliveredError as problem:
-                    self._counters.wrong("alert not sent", f"{sink.name}: {problem}")
-                else:
-                    taken.add(sink.name)
-                    self._counters.count("alerts sent")
-        return taken
+            if sink.name in self._absence.told and await self._tells(sink, "resolved", text, datetime.now(UTC)):
+                self._absence.told.remove(sink.name)
+        if not self._absence.told:
+            self._absence = None
+
+    async def _tells(self, sink: Sink, state: State, text: str, at: datetime) -> bool:
+        """Tell a sink of the absence, by ourselves; returns whether it has taken it."""
+        assert self._absence is not None
+        number = int(self._absence.at.timestamp())
+        try:
+            await sink.send(Message(number, AWAY, AWAY, None, "critical", text, state, at))
+        except UndeliveredError as problem:
+            self._counters.wrong("alert not sent", f"{sink.name}: {problem}")
+            return False
+        self._counters.count("alerts sent")
+        return True
 
     def _look(self) -> None:
         with self._database.connect() as connection:

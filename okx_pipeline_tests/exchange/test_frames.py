@@ -17,10 +17,14 @@ FORMING = [OPENED, "60000.1", "60012.4", "59991", "60004.8", "100.31", "0.1031",
 PUSH = encode_push(BITCOIN, [FORMING]).encode()
 OPENING = opening_of(PUSH, decode_frame(PUSH)) or b""
 
-texts = st.sampled_from(["60000.1", "7", CONFIRMED, UNCONFIRMED, "", '"', "]", '","', '0"]]}', OPENED])
-rows = st.lists(texts, min_size=1, max_size=10) | st.lists(texts, min_size=8, max_size=8).map(
-    lambda row: [*row, UNCONFIRMED]
+texts = st.sampled_from(["60000.1", "7", CONFIRMED, UNCONFIRMED, "", OPENED, '"', "]", ",", '"0"]]}'])
+candle_rows = st.builds(
+    lambda values, confirm: [OPENED, *values, confirm],
+    st.lists(st.sampled_from(["60000.1", "7"]), min_size=7, max_size=7),
+    st.sampled_from([CONFIRMED, UNCONFIRMED]),
 )
+rows = st.lists(texts, min_size=1, max_size=10) | candle_rows
+pushes = st.tuples(candle_rows).map(list) | st.lists(rows, min_size=1, max_size=3)
 KEYS = ("arg", "data")
 
 
@@ -38,7 +42,7 @@ def test_a_candle_that_is_said_again_to_be_forming_is_known_by_its_opening() -> 
         assert known_opening(text.encode(), {OPENING: "known"}) is None
 
 
-@given(st.lists(rows, min_size=1, max_size=3), st.booleans(), st.booleans())
+@given(pushes, st.booleans(), st.booleans())
 def test_no_push_that_is_passed_over_brings_a_candle_or_is_about_another(
     pushed: list[list[str]], begins_so: bool, is_spaced: bool
 ) -> None:
@@ -62,7 +66,7 @@ def test_no_damage_makes_a_push_that_is_passed_over_bring_a_candle(at: int, leng
             assert not brings_a_candle(decode_frame(text))
 
 
-@given(st.permutations(KEYS), st.lists(rows, min_size=1, max_size=2), st.sampled_from([None, (",", ": ")]))
+@given(st.permutations(KEYS), pushes, st.sampled_from([(",", ":"), (", ", ":"), None]))
 def test_an_opening_tells_what_all_that_begins_so_is_about(
     keys: list[str], pushed: list[list[str]], separators: tuple[str, str] | None
 ) -> None:
@@ -70,5 +74,13 @@ def test_an_opening_tells_what_all_that_begins_so_is_about(
     text = json.dumps({key: whole[key] for key in keys}, separators=separators).encode()
     opening = opening_of(text, decode_frame(text))
     if opening is not None:
-        assert opening.endswith(f'"{pushed[0][0]}"'.encode())
-        assert b'"instId":' in opening.replace(b": ", b":")
+        again = decode_frame(opening + b"," + json.dumps(FORMING[1:])[1:].encode() + b"]}")
+        assert (again.arg, again.data) == (decode_frame(PUSH).arg, [[pushed[0][0], *FORMING[1:]]])
+
+
+def test_an_opening_is_learned_of_a_push_as_okx_spells_it_and_of_no_other() -> None:
+    for rows_of_one, is_learned in (([FORMING], True), ([FORMING[:-1]], False), ([FORMING, FORMING], False)):
+        text = encode_push(BITCOIN, rows_of_one).encode()
+        assert (opening_of(text, decode_frame(text)) is not None) is is_learned
+    swapped = json.dumps({"data": [FORMING], "arg": {"channel": "candle1m", "instId": "X"}}, separators=(",", ":"))
+    assert opening_of(swapped.encode(), decode_frame(swapped)) is None

@@ -180,11 +180,23 @@ class _Stored:
         self.held: Candles = {int(row[0]): tuple(map(Decimal, row[1:])) for row in held}
         self.texts: dict[int, tuple[str, ...]] = {int(row[0]): row[1:] for row in held}
         self.gaps = self._all(f"SELECT first_ms, last_ms, status FROM trading.candle_gaps WHERE {_SERIES}")
-        self.days = self._all(
-            "SELECT day, present, missing, content_hash, coalesce(mark.counted >= mark.revision, true) "
-            "FROM trading.coverage LEFT JOIN trading.landing_marks AS mark USING (symbol, timeframe, day) "
-            f"WHERE {_SERIES}"
-        )
+        # Days of which a landing has yet to leave its mark.
+        self.unmarked = {
+            day
+            for symbols, timeframes, days in connection.execute(
+                "SELECT symbols, timeframes, days FROM trading.unmarked_landings"
+            )
+            for *series, day in zip(symbols, timeframes, days, strict=True)
+            if series == [symbol, timeframe]
+        }
+        self.days = [
+            (day, present, missing, content_hash, counted and day not in self.unmarked)
+            for day, present, missing, content_hash, counted in self._all(
+                "SELECT day, present, missing, content_hash, coalesce(mark.counted >= mark.revision, true) "
+                "FROM trading.coverage LEFT JOIN trading.landing_marks AS mark USING (symbol, timeframe, day) "
+                f"WHERE {_SERIES}"
+            )
+        ]
         self.through_ms = max(
             (row[0] for row in self._all(f"SELECT through_ms FROM trading.stream_offsets WHERE {_SERIES}")), default=0
         )
@@ -293,7 +305,7 @@ class _Stored:
         behind = {
             row[0].replace(day=1)
             for row in self._all(f"SELECT day FROM trading.landing_marks WHERE {_SERIES} AND projected < revision")
-        }
+        } | {day.replace(day=1) for day in self.unmarked}
         symbol, timeframe = self._series
         folder = parquet / "candlesticks" / f"timeframe={timeframe}" / f"symbol={symbol}"
         there = {

@@ -293,9 +293,9 @@ MUTATIONS: Final = (
         (
             Edit(
                 LANDER,
-                "        landed = await self._landed(batch)\n        rows = len",
-                "        if batch.candles:\n            self._on_landed(batch, Landed())\n"
-                "        landed = await self._landed(batch)\n        rows = len",
+                "        landed = await self._landed(batch)\n        self._is_marked",
+                "        if batch.rows:\n            self._on_landed(batch, Landed())\n"
+                "        landed = await self._landed(batch)\n        self._is_marked",
             ),
         ),
         (
@@ -308,9 +308,8 @@ MUTATIONS: Final = (
         (
             Edit(
                 LANDER,
-                "            except (PipelineError, DatabaseError) as problem:\n"
-                "                self._waiting.appendleft(batch)\n",
-                "            except (PipelineError, DatabaseError) as problem:\n",
+                "                    continue\n                self._put_back(batch)\n",
+                "                    continue\n",
             ),
         ),
         (

@@ -136,6 +136,35 @@ def test_the_marks_that_a_killed_stream_left_unmade_are_made_by_the_next(
     asyncio.run(main())
 
 
+def test_candles_land_while_marks_cannot_be_made(
+    database: Database, connection: Connection, files: ParquetStore
+) -> None:
+    seen: list[tuple[int, int]] = []
+    connection.execute("ALTER TABLE trading.unmarked_landings RENAME TO elsewhere")
+
+    async def main() -> None:
+        counters = Counters()
+        lander = Lander(database, files, counters, lambda batch, _: seen.append((batch.rows, batch.rows)))
+        running = asyncio.create_task(lander.run())
+        for minute in range(3):
+            lander.offer(Batch([candle(minute)]))
+            await until_acknowledged(seen, minute + 1)
+            failures = counters["database away"]
+            async with asyncio.timeout(60):
+                while counters["database away"] == failures:
+                    await asyncio.sleep(0.01)
+        assert lander.waiting == lander.lag_s == 0
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+    try:
+        asyncio.run(main())
+    finally:
+        connection.execute("ALTER TABLE trading.elsewhere RENAME TO unmarked_landings")
+    assert one(connection, "SELECT count(*) FROM trading.candlesticks") == 3
+
+
 # One order of keys, whoever writes
 
 

@@ -12,7 +12,7 @@ from okx_pipeline_tests.faults.system import System, dying_at
 from okx_pipeline_tests.stream.stand import wait_until
 
 BEFORE_COMMIT = ("received", "before copy", "in a copy", "after copy", "before commit")
-AFTER_COMMIT = ("after commit", "before offset", "before count", "before file", "after file")
+AFTER_COMMIT = ("after commit", "before marks", "before offset", "before count", "before file", "after file")
 
 
 def limit(process: BaseProcess, what: int, most: int) -> None:

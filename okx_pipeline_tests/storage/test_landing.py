@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -21,7 +22,9 @@ from okx_pipeline.storage.landing import (
     land,
     mark_landings,
 )
-from okx_pipeline.storage.projection import pending_months
+from okx_pipeline.storage.months import held_months, series_months
+from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.projection import pending_months, project
 from okx_pipeline.timeframes import day_of
 
 AUGUST = 1785542400000
@@ -162,6 +165,25 @@ def test_the_edge_of_many_series_is_durable_before_its_marks_which_are_made_once
     land(connection, edge(1), source=Source.WEBSOCKET)
     assert {month.symbol for month in pending_months(connection)} == {row.symbol for row in edge(0)}
     assert {revision for _, _, revision in connection.execute(marks)} == {2}
+
+
+def test_a_month_in_which_an_unmarked_edge_landed_is_not_taken_for_projected(
+    connection: Connection, tmp_path: Path
+) -> None:
+    files = ParquetStore(str(tmp_path))
+    symbols = [f"SYN{number:02d}-USDT" for number in range(STRAIGHT_FROM)]
+    land(connection, [candle(0, symbol=symbol) for symbol in symbols], source=Source.REST)
+    project(connection, files, pending_months(connection))
+
+    def projected() -> list[tuple[bool, bool]]:
+        hashes = {month.key: month.content_hash for month in held_months(connection)}
+        return [(hashes[state.key] is not None, not state.waiting) for state in series_months(connection)]
+
+    assert projected() == STRAIGHT_FROM * [(True, True)]
+    land(connection, [candle(1, symbol=symbol) for symbol in symbols], source=Source.WEBSOCKET)
+    assert projected() == STRAIGHT_FROM * [(False, False)]
+    project(connection, files, pending_months(connection))
+    assert projected() == STRAIGHT_FROM * [(True, True)]
 
 
 @given(st.lists(st.tuples(st.sampled_from("AB"), st.integers(-3, 4000)), min_size=STRAIGHT_FROM, unique=True))

@@ -164,10 +164,12 @@ def test_a_database_that_stays_away_is_told_once_without_it_and_its_return_once(
         look_while_away()
     assert hook.told == 2 * [("open", "database_away")], "once more to a sink that had not taken it"
     assert "out of reach" in hook.requests[0].json["text"]
+    assert hook.requests[0].json == hook.requests[1].json
     watch._database = database
     for _ in range(2):
         do(watch.look)
     assert hook.told[2:] == [("resolved", "database_away")]
+    assert hook.requests[2].json["incident"] == hook.requests[0].json["incident"] > 0
 
 
 def test_where_nobody_is_to_be_told_there_is_nothing_to_watch(database: Database) -> None:
