@@ -240,13 +240,14 @@ def meets_a_stranger(system: System) -> bool:
 
     It looks once, a second after somebody has begun to wait, which on a busy machine may be too early.
     """
-    waits = (
-        "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
-        "AND query LIKE '%pg_temp.landing%'"
-    )
+    waiting = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    # What makes marks holds no candles.
+    landing = "query LIKE '%pg_temp.landing%' OR query LIKE '%INSERT INTO trading.unmarked_landings%'"
     with system.database.connect() as looking, stranger(system) as connection:
         connection.execute("SET lock_timeout = '3s'")
-        wait_until(lambda: one(looking, waits), "a landing waits for the stranger")
+        wait_until(lambda: one(looking, f"SELECT count(*) {waiting}"), "somebody waits for the stranger")
+        if not one(looking, f"SELECT bool_or({landing}) {waiting}"):
+            return False
         with suppress(psycopg.errors.LockNotAvailable):
             connection.execute("LOCK TABLE trading.candlesticks IN SHARE MODE")
         return bool(one(looking, "SELECT deadlocks > 0 FROM pg_stat_database WHERE datname = current_database()"))
@@ -257,7 +258,7 @@ def stranger(system: System) -> Iterator[Connection]:
     """Another user of the database, who locks the marks and is patient, and changes nothing."""
     with system.database.connect(autocommit=False) as connection:
         connection.execute("SET deadlock_timeout = '60s'")
-        connection.execute("LOCK TABLE trading.landing_marks IN SHARE MODE")
+        connection.execute("LOCK TABLE trading.unmarked_landings, trading.landing_marks IN SHARE MODE")
         yield connection
         connection.rollback()
 

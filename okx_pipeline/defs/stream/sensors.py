@@ -11,6 +11,7 @@ from okx_pipeline.defs.partitions import key_of, symbols
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.defs.stream.streamed_candles import KEY
 from okx_pipeline.storage.database import Connection
+from okx_pipeline.storage.landing import mark_landings
 from okx_pipeline.storage.landings import Totals, corrected_days, database_now, streamed_days, totals_of_days
 from okx_pipeline.storage.stream_status import ask_for_sidecar
 from okx_pipeline.storage.subscriptions import subscriptions
@@ -36,6 +37,7 @@ REPORTS_A_TICK: Final = 250
 def sidecar_landings(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.SensorResult:
     """Runless materializations of streamed days with totals, so that one reported twice says the same."""
     with pipeline.database() as database, database.connect() as connection:
+        mark_landings(connection)
         now = database_now(connection)
         since, left = _read_cursor(context.cursor, now)
         known = set(context.instance.get_dynamic_partitions(str(symbols.name)))
