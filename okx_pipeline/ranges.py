@@ -20,11 +20,16 @@ class Range(NamedTuple):
 def runs(timeframe: Timeframe, opens: Iterable[int]) -> list[Range]:
     """Ascending open times of one series as ranges of candles that follow each other."""
     found: list[Range] = []
+    length_ms = None if timeframe.is_month else timeframe.length_ms
+    start_ms = end_ms = None
     for open_ms in opens:
-        if found and found[-1].end_ms == open_ms:
-            found[-1] = Range(found[-1].start_ms, timeframe.close_of(open_ms))
-        else:
-            found.append(Range(open_ms, timeframe.close_of(open_ms)))
+        if open_ms != end_ms:
+            if start_ms is not None and end_ms is not None:
+                found.append(Range(start_ms, end_ms))
+            start_ms = open_ms
+        end_ms = open_ms + length_ms if length_ms is not None else timeframe.close_of(open_ms)
+    if start_ms is not None and end_ms is not None:
+        found.append(Range(start_ms, end_ms))
     return found
 
 

@@ -606,7 +606,7 @@ def _account(
     for index in short:
         day, tally = days[index], counts[index]
         rest = [each for each in day.timeframe.opens(*day.due) if each not in opens[index]]
-        free = [each for each in rest if each not in refused[index]]
+        free = [each for each in rest if each not in refused[index]] if refused[index] else rest
         tally.quarantined = len(rest) - len(free)
         found = runs(day.timeframe, free)
         missing = difference(found, absent.get(day.key[:2], []))

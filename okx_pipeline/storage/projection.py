@@ -42,12 +42,13 @@ REWRITE_AT_MOST_EVERY_S: Final = 60
 REWRITE_SHARE: Final = 20
 """A month is rewritten at most every 60 s and every 20 times its last rewrite took: 5 % of the time at the most."""
 
-_PENDING: Final[LiteralString] = """
+_PENDING: Final = sql.SQL(
+    """
 SELECT mark.symbol, mark.timeframe, date_trunc('month', mark.day)::date AS month,
        coalesce(bool_and(
            month.projected_at + greatest(%(every_s)s, month.projection_ms * %(share)s / 1000.0) * interval '1 second'
            <= clock_timestamp()
-       ), true)
+       ), true), coalesce(extract(epoch FROM min(month.projected_at)), 0)
 FROM trading.landing_marks AS mark
 LEFT JOIN trading.candle_months AS month
     ON month.symbol = mark.symbol AND month.timeframe = mark.timeframe
@@ -55,9 +56,11 @@ LEFT JOIN trading.candle_months AS month
 WHERE mark.projected < mark.revision AND month.state IS DISTINCT FROM 'archived'
 GROUP BY 1, 2, 3
 UNION
-SELECT symbol, timeframe, month, true FROM trading.candle_months WHERE state = 'live' AND content_hash IS NULL
-ORDER BY 1, 2, 3
+SELECT symbol, timeframe, month, true, coalesce(extract(epoch FROM projected_at), 0)
+FROM trading.candle_months WHERE state = 'live' AND content_hash IS NULL
+ORDER BY {}
 """
+)
 
 # Day by day along the key: one scan grouped by day sorts the month first, on disk, and took up to a third longer.
 _DAY_HASHES: Final[LiteralString] = """
@@ -115,11 +118,12 @@ class Projected:
 
 
 def pending_months(connection: Connection, *, due_only: bool = False) -> list[SeriesMonth]:
-    """Months with landings that their file does not hold yet; with `due_only`, those whose turn it is."""
+    """Months with landings that their file does not hold yet; with `due_only`, those whose turn it is, oldest first."""
     mark_landings(connection)
     parameters = {"every_s": REWRITE_AT_MOST_EVERY_S, "share": REWRITE_SHARE}
-    found = connection.execute(_PENDING, parameters).fetchall()
-    return [SeriesMonth(symbol, timeframe, month) for symbol, timeframe, month, due in found if due or not due_only]
+    query = _PENDING.format(sql.SQL("5, 1, 2, 3" if due_only else "1, 2, 3"))
+    found = connection.execute(query, parameters)
+    return [SeriesMonth(symbol, timeframe, month) for symbol, timeframe, month, due, _ in found if due or not due_only]
 
 
 def project(connection: Connection, store: ParquetStore, months: Iterable[SeriesMonth]) -> list[Projected]:

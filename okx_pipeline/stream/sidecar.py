@@ -50,6 +50,9 @@ LOOK_AT_SUBSCRIPTIONS_S: Final = 1.0
 LOOK_AT_SERIES_S: Final = 0.25
 HEARTBEAT_S: Final = 2.0
 PROJECT_S: Final = 5.0
+PROJECT_WITHIN_S: Final = 1.0
+"""So long it writes files each time; what is left waits for the next, so that thousands never take all there is."""
+
 ACCOUNT_S: Final = 15.0
 ACCOUNT_SHARE: Final = 19
 """The ledger is counted this often, and for a twentieth of the time at the most."""
@@ -542,9 +545,10 @@ class Sidecar:
     def _project_what_is_due(self) -> None:
         with self._database.connect() as connection:
             due = projection.pending_months(connection, due_only=True)
-            if due:
-                projection.project(connection, self._files, due)
-                self.counters.count("parquet files", len(due))
+            until = monotonic() + PROJECT_WITHIN_S
+            while due and monotonic() < until:
+                projection.project(connection, self._files, [due.pop(0)])
+                self.counters.count("parquet files")
 
 
 def run(settings: Settings, *, standby: bool, say: Say) -> None:

@@ -200,6 +200,22 @@ def test_a_month_is_rewritten_at_most_once_a_minute_and_a_twentieth_of_the_time(
     assert pending_months(connection, due_only=True) == ([MONTH] if due else [])
 
 
+def test_the_month_whose_file_is_oldest_has_its_turn_first(connection: Connection, files: ParquetStore) -> None:
+    candles = [candle(symbol=f"{name}-USDT") for name in "ABC"]
+    land(connection, candles, source=Source.REST)
+    project(connection, files, pending_months(connection)[:2])
+    for name, minutes_ago in (("A", 10), ("B", 20)):
+        connection.execute(
+            "UPDATE trading.candle_months SET projected_at = clock_timestamp() - %s * interval '1 minute' "
+            "WHERE symbol = %s",
+            (minutes_ago, f"{name}-USDT"),
+        )
+    later = [candle(1, symbol=each.symbol) for each in candles]
+    land(connection, later, source=Source.REST)
+    assert [month.symbol for month in pending_months(connection, due_only=True)] == ["C-USDT", "B-USDT", "A-USDT"]
+    assert [month.symbol for month in pending_months(connection)] == ["A-USDT", "B-USDT", "C-USDT"]
+
+
 # Damage
 
 
