@@ -90,6 +90,7 @@ MUTATIONS: Final = (
         "one order of keys",
         (
             Edit(LANDING, "return sorted(batch.values()), contradicted", "return [*batch.values()], contradicted"),
+            Edit(LANDING, "        return ordered, []", "        return rows, []"),
             Edit(LANDING, "    ORDER BY symbol, timeframe, timestamp_ms\n    ON CONFLICT", "    ON CONFLICT"),
         ),
         ("faults/test_order.py::test_writers_of_the_same_keys_wait_for_each_other_and_never_in_a_circle",),
