@@ -10,6 +10,7 @@ import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import date
+from operator import itemgetter
 from time import perf_counter
 from typing import Final, LiteralString
 
@@ -42,8 +43,7 @@ REWRITE_AT_MOST_EVERY_S: Final = 60
 REWRITE_SHARE: Final = 20
 """A month is rewritten at most every 60 s and every 20 times its last rewrite took: 5 % of the time at the most."""
 
-_PENDING: Final = sql.SQL(
-    """
+_PENDING: Final[LiteralString] = """
 SELECT mark.symbol, mark.timeframe, date_trunc('month', mark.day)::date AS month,
        coalesce(bool_and(
            month.projected_at + greatest(%(every_s)s, month.projection_ms * %(share)s / 1000.0) * interval '1 second'
@@ -58,9 +58,8 @@ GROUP BY 1, 2, 3
 UNION
 SELECT symbol, timeframe, month, true, coalesce(extract(epoch FROM projected_at), 0)
 FROM trading.candle_months WHERE state = 'live' AND content_hash IS NULL
-ORDER BY {}
+ORDER BY 1, 2, 3
 """
-)
 
 # Day by day along the key: one scan grouped by day sorts the month first, on disk, and took up to a third longer.
 _DAY_HASHES: Final[LiteralString] = """
@@ -121,9 +120,10 @@ def pending_months(connection: Connection, *, due_only: bool = False) -> list[Se
     """Months with landings that their file does not hold yet; with `due_only`, those whose turn it is, oldest first."""
     mark_landings(connection)
     parameters = {"every_s": REWRITE_AT_MOST_EVERY_S, "share": REWRITE_SHARE}
-    query = _PENDING.format(sql.SQL("5, 1, 2, 3" if due_only else "1, 2, 3"))
-    found = connection.execute(query, parameters)
-    return [SeriesMonth(symbol, timeframe, month) for symbol, timeframe, month, due, _ in found if due or not due_only]
+    found = connection.execute(_PENDING, parameters).fetchall()
+    if due_only:
+        found = sorted((row for row in found if row[3]), key=itemgetter(4))
+    return [SeriesMonth(*row[:3]) for row in found]
 
 
 def project(connection: Connection, store: ParquetStore, months: Iterable[SeriesMonth]) -> list[Projected]:
