@@ -7,9 +7,10 @@ it. Whoever counts holds one lock, so that a count is never overwritten by an ol
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from time import monotonic
 from typing import Final, LiteralString
 
 from okx_pipeline.ranges import Range, difference, runs
@@ -291,6 +292,12 @@ class _Day:
     def expected(self) -> int:
         return self.timeframe.count(*self.due)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that could open on the day is due."""
+        start_ms = day_ms(self.key.day)
+        return self.due.start_ms == start_ms and self.due.end_ms >= start_ms + DAY_MS
+
 
 @dataclass(slots=True)
 class _Count:
@@ -302,7 +309,9 @@ class _Count:
     content_hash: str | None = None
 
 
-def count(connection: Connection, files: ParquetStore, now_ms: int) -> int:
+def count(
+    connection: Connection, files: ParquetStore, now_ms: int, goes_on: Callable[[float], bool] = lambda took_s: True
+) -> int:
     """Bring the ledger up to date; returns how many series-days were counted.
 
     Parameters
@@ -311,6 +320,9 @@ def count(connection: Connection, files: ParquetStore, now_ms: int) -> int:
         Where the rows of archived months are.
     now_ms
         The exchange's time.
+    goes_on
+        Asked after every `DAYS_AT_ONCE` days, with the seconds that they took: it may wait, or end the count by a no.
+        The rest is for the next count.
 
     Raises
     ------
@@ -322,19 +334,24 @@ def count(connection: Connection, files: ParquetStore, now_ms: int) -> int:
     mark_landings(connection)
     wanted = {(each.symbol, each.timeframe.name): each for each in every_subscription(connection)}
     life_of = lives(connection)
-    days: set[SeriesDay] = {SeriesDay(*row) for row in connection.execute(_BEHIND)}
-    days.update(SeriesDay(*row) for row in connection.execute(_OPEN))
+    moving: set[SeriesDay] = {SeriesDay(*row) for row in connection.execute(_BEHIND)}
+    moving.update(SeriesDay(*row) for row in connection.execute(_OPEN))
     laid = _unlaid(connection, wanted, life_of, now_ms)
-    days.update(day for series in laid.values() for day in series)
-    _count(connection, files, sorted(days), wanted, life_of, now_ms)
+    # A year of new days must not keep the stream's own waiting.
+    days = sorted(moving) + sorted({day for series in laid.values() for day in series} - moving)
+    counted = 0
+    for counted, took_s in _count(connection, files, days, wanted, life_of, now_ms):
+        if counted < len(days) and not goes_on(took_s):
+            return counted
     _note_laid(connection, [wanted[key] for key in laid], life_of, now_ms)
-    return len(days)
+    return counted
 
 
 def recount(connection: Connection, files: ParquetStore, now_ms: int, days: Iterable[SeriesDay]) -> None:
     """Count `days` anew, whether a mark asks for it or not."""
     wanted = {(each.symbol, each.timeframe.name): each for each in every_subscription(connection)}
-    _count(connection, files, sorted(set(days)), wanted, lives(connection), now_ms)
+    for _ in _count(connection, files, sorted(set(days)), wanted, lives(connection), now_ms):
+        pass
 
 
 def note_reads(connection: Connection, reads: Mapping[SeriesDay, Read]) -> None:
@@ -514,8 +531,10 @@ def _count(
     wanted: Mapping[tuple[str, str], Subscription],
     life_of: Mapping[str, Life],
     now_ms: int,
-) -> None:
+) -> Iterator[tuple[int, float]]:
+    """Count `days` in transactions of `DAYS_AT_ONCE`; after each: how many are done, and the seconds it took."""
     for start in range(0, len(days), DAYS_AT_ONCE):
+        started = monotonic()
         chunk = days[start : start + DAYS_AT_ONCE]
         judged = [_day(key, wanted.get(key[:2]), life_of.get(key.symbol), now_ms) for key in chunk]
         with connection.transaction():
@@ -525,6 +544,7 @@ def _count(
             if gone:
                 connection.execute(_REMOVE, _columns(gone))
                 _settle(connection, _revisions(connection, gone))
+        yield start + len(chunk), monotonic() - started
 
 
 def _day(key: SeriesDay, wanted: Subscription | None, life: Life | None, now_ms: int) -> _Day | None:
@@ -583,10 +603,9 @@ def _account(
     """Divide what is not held into absent, quarantined and missing; returns what lacks of each day that has gaps."""
     with_gaps = series_with_gaps(connection)
     short = [index for index, day in enumerate(days) if counts[index].present < day.expected]
-    look = [index for index in short if index not in opens]
+    look = [index for index in short if index not in opens and counts[index].present]
     chosen = [days[index] for index in look]
-    for index in look:
-        opens[index] = set()
+    opens |= {index: set() for index in short if index not in opens}
     for number, open_ms in connection.execute(_OPENS, _bounds(chosen)):
         opens[look[number]].add(open_ms)
     # More may have landed since the rows were counted: what is held and what is lacking come of one look.
@@ -605,13 +624,16 @@ def _account(
     }
     for index in short:
         day, tally = days[index], counts[index]
-        rest = [each for each in day.timeframe.opens(*day.due) if each not in opens[index]]
-        free = [each for each in rest if each not in refused[index]] if refused[index] else rest
-        tally.quarantined = len(rest) - len(free)
-        found = runs(day.timeframe, free)
+        if opens[index] or refused[index]:
+            rest = [each for each in day.timeframe.opens(*day.due) if each not in opens[index]]
+            free = [each for each in rest if each not in refused[index]] if refused[index] else rest
+            tally.quarantined = len(rest) - len(free)
+            found = runs(day.timeframe, free)
+        else:
+            found = [day.due]
         missing = difference(found, absent.get(day.key[:2], []))
         tally.missing = sum(day.timeframe.count(*each) for each in missing)
-        tally.absent = len(free) - tally.missing
+        tally.absent = day.expected - tally.present - tally.quarantined - tally.missing
         if index in lacking:
             lacking[index] = found
     return lacking
@@ -633,6 +655,8 @@ def _hash(
             state = files.state(month)
             hashes = state.day_hashes if state is not None else {}
             counts[index].content_hash = hashes.get(day.key.day, _EMPTY_HASH)
+        elif not counts[index].present and day.is_whole:
+            counts[index].content_hash = _EMPTY_HASH
         else:
             live.append(index)
     whole = ([each.key.symbol for each in _at(days, live)], [each.key.timeframe for each in _at(days, live)])

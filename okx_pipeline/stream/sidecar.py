@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
+from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -129,6 +130,7 @@ class Sidecar:
         self._catching_up: set[Series] = set()
         self._disputed: dict[tuple[Series, int], float] = {}
         self._account_from = 0.0
+        self._ended = Event()
         self._metrics = self._metrics_of(settings)
 
     def _metrics_of(self, settings: Settings) -> "Metrics | None":
@@ -166,6 +168,7 @@ class Sidecar:
                 group.create_task(self._every(LOOK_AT_SUBSCRIPTIONS_S, self._follow_subscriptions))
                 group.create_task(self._look_after_series(group))
         finally:
+            self._ended.set()
             self._state = "stopped"
             with suppress(PipelineError, DatabaseError):
                 await asyncio.shield(self._beat())
@@ -537,7 +540,8 @@ class Sidecar:
 
     def _account_for_what_landed(self, now_ms: int) -> None:
         with self._database.connect() as connection:
-            coverage.count(connection, self._files, now_ms)
+            # As long as it works, it rests: laying out years of a thousand series must not take a core.
+            coverage.count(connection, self._files, now_ms, goes_on=lambda took_s: not self._ended.wait(took_s))
 
     async def _project(self) -> None:
         await asyncio.to_thread(self._project_what_is_due)

@@ -96,6 +96,7 @@ def test_what_lands_while_its_day_is_counted_is_held_or_missing_and_counted_anew
     store: CandleStore, emptied_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscribed(store)
+    land(store, [START_MS + 2 * HOUR_MS])
 
     def landing_meanwhile(connection: Connection) -> set[tuple[str, str]]:
         with CandleStore.opened(emptied_database, store.files) as another:
@@ -107,7 +108,28 @@ def test_what_lands_while_its_day_is_counted_is_held_or_missing_and_counted_anew
     assert sum(numbers(ledger(store)[0])[1:]) == 24
     monkeypatch.undo()
     count(store.connection, store.files, START_MS + DAY_MS + MINUTE_MS)
-    assert numbers(ledger(store)[0]) == (24, 2, 0, 0, 22)
+    assert numbers(ledger(store)[0]) == (24, 3, 0, 0, 21)
+
+
+def test_a_count_that_is_ended_leaves_the_rest_to_the_next_and_counts_what_moved_first(
+    store: CandleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "DAYS_AT_ONCE", 2)
+    subscribed(store)
+    land(store, [START_MS + 2 * DAY_MS])
+    asked: list[float] = []
+
+    def once(took_s: float) -> bool:
+        asked.append(took_s)
+        return len(asked) > 1
+
+    assert count(store.connection, store.files, NOON_OF_THIRD_MS, goes_on=once) == 2
+    assert [(each.day - FIRST).days for each in ledger(store)] == [0, 2]
+    assert count(store.connection, store.files, NOON_OF_THIRD_MS, goes_on=once) == 3
+    assert [numbers(each)[:2] for each in ledger(store)] == [(24, 0), (24, 0), (12, 1)]
+    assert len(asked) == 2
+    assert min(asked) > 0
+    assert count(store.connection, store.files, NOON_OF_THIRD_MS) == 1
 
 
 def test_a_candle_is_expected_a_minute_after_it_closes(store: CandleStore) -> None:
@@ -135,6 +157,19 @@ def test_only_a_closed_day_has_a_hash_and_it_is_that_of_its_rows(store: CandleSt
     state = store.files.state(SeriesMonth(SYMBOL, "1h", date(2026, 8, 1)))
     assert state is not None
     assert state.day_hashes[FIRST] == first.content_hash
+
+
+def test_a_day_whose_wanted_half_is_empty_has_the_hash_of_its_other_half(store: CandleStore) -> None:
+    subscribe(store.connection, [SYMBOL], [HOUR], START_MS + DAY_MS // 2)
+    land(store, [START_MS])
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    first, second, _ = ledger(store)
+    assert numbers(first) == (12, 0, 0, 0, 12)
+    hashes = [
+        store.connection.execute("SELECT trading.content_hash(%s, '1h', %s, %s)", (SYMBOL, *within)).fetchone()
+        for within in [(START_MS, START_MS + DAY_MS), (START_MS + DAY_MS, START_MS + 2 * DAY_MS)]
+    ]
+    assert hashes == [(first.content_hash,), (second.content_hash,)]
 
 
 def test_weeks_and_months_stand_in_the_day_they_open_on(store: CandleStore) -> None:
