@@ -146,16 +146,22 @@ SELECT EXISTS (
 )
 """
 
-_MARK: Final = sql.SQL(
-    """
-INSERT INTO trading.landing_marks AS mark (symbol, timeframe, day, streamed_at, first_streamed_at)
-SELECT symbol, timeframe, day, CASE WHEN %(source)s = 'websocket' THEN clock_timestamp() END,
+_MARK_DAYS: Final[LiteralString] = """
+INSERT INTO trading.landing_marks AS mark (symbol, timeframe, day, projected, streamed_at, first_streamed_at)
+SELECT symbol, timeframe, day, {projected}, CASE WHEN %(source)s = 'websocket' THEN clock_timestamp() END,
        CASE WHEN %(source)s = 'websocket' THEN clock_timestamp() END
 FROM unnest(%(symbols)s::text[], %(timeframes)s::text[], %(days)s::date[]) AS landed (symbol, timeframe, day)
 ORDER BY symbol, timeframe, day
 {remark}
 """
-).format(remark=sql.SQL(_REMARK))
+_MARK: Final = sql.SQL(_MARK_DAYS).format(projected=sql.SQL("0"), remark=sql.SQL(_REMARK))
+
+# What is refused is in no file: one that held everything does so still, and that of an archived month is never written.
+_MARK_REFUSED: Final = sql.SQL(_MARK_DAYS).format(
+    projected=sql.SQL("1"),
+    remark=sql.SQL(_REMARK)
+    + sql.SQL(", projected = mark.projected + CASE WHEN mark.projected = mark.revision THEN 1 ELSE 0 END"),
+)
 
 # As one text each: a thousand elements take five times as long to send.
 _NOTE: Final[LiteralString] = """
@@ -224,6 +230,10 @@ class ArchivedError(Exception):
     def __init__(self, months: list[tuple[str, str, date]]) -> None:
         super().__init__(f"{len(months)} archived months")
         self.months = months
+
+
+class DetachedError(StorageError):
+    """A month has a table of its partition's name that is no part of the candles."""
 
 
 class Change(NamedTuple):
@@ -301,8 +311,9 @@ def land(
 
     def write() -> tuple[Landed, int]:
         with connection.transaction():
-            quarantined = _quarantine(connection, refused, source)
             landed = _land_rows(connection, rows, days, source, requested_at) if rows else Landed()
+            # After the rows, whose partition whoever archives it locks before any mark.
+            quarantined = _quarantine(connection, refused, source)
             if months:
                 _refuse_archived(connection, days, months)
         return landed, quarantined
@@ -328,7 +339,7 @@ def with_months(connection: Connection, months: Collection[date], write: Callabl
 
     Raises
     ------
-    StorageError
+    DetachedError
         If a partition is there and does not belong to the table.
     """
     tries = 0
@@ -337,12 +348,16 @@ def with_months(connection: Connection, months: Collection[date], write: Callabl
         ensure_months(connection, months)
         try:
             return write()
+        except errors.DeadlockDetected:
+            # Of two that wait for each other's marks PostgreSQL has ended this one, which begins anew.
+            if tries == _TRIES:
+                raise
         except errors.CheckViolation as problem:
             # Of no constraint: there was no partition. One that was empty may have been dropped since we looked.
             if problem.diag.constraint_name is not None:
                 raise
             if tries == _TRIES:
-                raise StorageError(
+                raise DetachedError(
                     f"{problem.diag.message_primary}, though one of that name is there; attach it again"
                 ) from problem
 
@@ -374,7 +389,7 @@ def _quarantine(connection: Connection, refused: Sequence[Refused], source: Sour
             is_of_a_day = row.timestamp_ms is not None and 0 <= row.timestamp_ms < _YEAR_10000_MS
             if row.symbol is not None and row.timeframe is not None and is_of_a_day:
                 days.add(SeriesDay(row.symbol, row.timeframe, day_of(row.timestamp_ms or 0)))
-    _mark(connection, days, source)
+    _mark(connection, days, source, _MARK_REFUSED)
     return quarantined
 
 
@@ -475,11 +490,11 @@ def _copy(cursor: Cursor[TupleRow], statement: sql.SQL | sql.Composed, rows: lis
             copy.write("".join([line % row for row in rows[start : start + _COPY_CHUNK]]))
 
 
-def _mark(connection: Connection, days: Collection[SeriesDay], source: Source) -> None:
+def _mark(connection: Connection, days: Collection[SeriesDay], source: Source, statement: sql.Composed = _MARK) -> None:
     if days:
         symbols, timeframes, dates = _columns(days)
         parameters = {"symbols": symbols, "timeframes": timeframes, "days": dates, "source": source}
-        connection.execute(_MARK, parameters)
+        connection.execute(statement, parameters)
 
 
 def _columns(days: Collection[SeriesDay]) -> tuple[list[str], list[str], list[date]]:

@@ -16,8 +16,8 @@ from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.errors import PipelineError
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database, DatabaseError, RefusedRowError
-from okx_pipeline.storage.landing import Landed
-from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.landing import DetachedError, Landed
+from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore
 from okx_pipeline.stream.counters import Counters
 
 FLUSH_AFTER_S: Final = 0.1
@@ -30,6 +30,9 @@ CAPACITY: Final = 100_000
 LONGEST_PAUSE_S: Final = 5.0
 LAST_S: Final = 5.0
 """How long it goes on landing when it is told to end; a statement that takes longer is cancelled."""
+
+_OF_SOME_ROWS: Final = (*RefusedRowError, DamagedFileError, DetachedError)
+"""What a row cannot land for, or its month: the tables refuse it, or it is archived in a file that is damaged."""
 
 
 @dataclass(slots=True)
@@ -147,7 +150,7 @@ class Lander:
             try:
                 await self._land_or_mark(batch)
             except (PipelineError, DatabaseError) as problem:
-                if isinstance(problem, RefusedRowError) and batch.rows:
+                if isinstance(problem, _OF_SOME_ROWS) and batch.rows:
                     self._divide(batch, problem)
                     continue
                 self._put_back(batch)
@@ -178,14 +181,23 @@ class Lander:
             self._waiting.appendleft(batch)
 
     def _divide(self, batch: Batch, problem: Exception) -> None:
-        """A row that the tables themselves refuse never costs the others: they land without it."""
-        if len(batch.candles) <= 1:
+        """A row that cannot land never costs the others: they land without it, and the ledger tells that it lacks."""
+        candles, refused = batch.candles, batch.refused
+        if batch.rows <= 1:
             self._counters.wrong("refused by the tables", str(problem).partition("\n")[0])
             self._size -= batch.rows
+            self._on_landed(batch, Landed())
             return
-        half = len(batch.candles) // 2
-        for candles, refused in ((batch.candles[half:], []), (batch.candles[:half], batch.refused)):
-            self._waiting.appendleft(Batch(candles, refused, batch.source, batch.requested_at, batch.received_s))
+        parts: list[tuple[list[Candle], list[Refused]]]
+        if candles and refused:
+            parts = [([], refused), (candles, [])]
+        else:
+            parts = [
+                (candles[len(candles) // 2 :], refused[len(refused) // 2 :]),
+                (candles[: len(candles) // 2], refused[: len(refused) // 2]),
+            ]
+        for part in parts:
+            self._waiting.appendleft(Batch(*part, batch.source, batch.requested_at, batch.received_s))
 
     async def _last_drain(self) -> None:
         try:

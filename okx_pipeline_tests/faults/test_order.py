@@ -14,11 +14,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from okx_pipeline.candles import Candle, Source
+from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.storage.database import Connection, Database, one
 from okx_pipeline.storage.landing import STRAIGHT_FROM, land
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth, day_hashes
-from okx_pipeline.storage.projection import pending_months, project
+from okx_pipeline.storage.projection import archive_month, pending_months, project
 from okx_pipeline.stream.counters import Counters
 from okx_pipeline.stream.lander import Batch, Lander
 
@@ -165,6 +165,51 @@ def test_candles_land_while_marks_cannot_be_made(
     assert one(connection, "SELECT count(*) FROM trading.candlesticks") == 3
 
 
+def landed_all(database: Database, files: ParquetStore, offered: list[Batch], batches: int) -> list[tuple[int, int]]:
+    """The candles and refused rows of every batch that was acknowledged, of those offered at once."""
+    seen: list[tuple[int, int]] = []
+
+    async def main() -> None:
+        lander = Lander(
+            database, files, Counters(), lambda batch, _: seen.append((len(batch.candles), len(batch.refused)))
+        )
+        for batch in offered:
+            lander.offer(batch)
+        running = asyncio.create_task(lander.run())
+        await until_acknowledged(seen, batches)
+        assert lander.waiting == lander.lag_s == 0
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    return seen
+
+
+def test_what_the_tables_refuse_costs_no_other_row_and_is_waited_for_no_longer(
+    database: Database, connection: Connection, files: ParquetStore
+) -> None:
+    bad = candle(1)._replace(high_price="0.5")
+    refused = [Refused("BTC-USDT-SWAP", "1m", AUGUST, "a price is zero", f"[{number}]") for number in range(2)]
+    seen = landed_all(database, files, [Batch([candle(0), bad, candle(2)], refused)], 4)
+    assert sum(candles for candles, _ in seen) == 3
+    assert sum(rows for _, rows in seen) == 2
+    assert one(connection, "SELECT count(*) FROM trading.candlesticks") == 2
+    assert one(connection, "SELECT count(*) FROM trading.candlesticks_quarantine") == 2
+
+
+def test_a_candle_of_an_archived_month_whose_file_is_damaged_keeps_no_other_from_landing(
+    database: Database, connection: Connection, files: ParquetStore
+) -> None:
+    land(connection, [candle(0)], source=Source.REST)
+    project(connection, files, [MONTH])
+    archive_month(connection, files, MONTH)
+    Path(files.place(MONTH)).unlink()
+    september = 31 * 1440
+    landed_all(database, files, [Batch([candle(1), candle(september)]), Batch([candle(september + 1)])], 2)
+    assert one(connection, "SELECT count(*) FROM trading.candlesticks") == 2
+
+
 # One order of keys, whoever writes
 
 
@@ -232,3 +277,24 @@ def test_a_projector_that_was_slow_never_puts_an_older_month_over_a_newer_one(
         state = files.state(MONTH)
         assert state is not None
         assert state.day_hashes == day_hashes(table)
+
+
+def test_of_two_landings_that_wait_for_each_other_both_land(database: Database, connection: Connection) -> None:
+    """A candle of one day and a refused row of another, and the other way round: each holds what the other wants."""
+    days = (0, 1440)
+
+    def write(own: int, other: int) -> tuple[int, int]:
+        with database.connect() as own_connection:
+            own_connection.execute("SET deadlock_timeout = '10ms'")
+            refused = Refused("BTC-USDT-SWAP", "1m", candle(other).timestamp_ms, "a price is zero", "[]")
+            landed = land(own_connection, [candle(own)], [refused], source=Source.REST)
+            return landed.inserted, landed.quarantined
+
+    land(connection, [candle(minute + 1) for minute in days], source=Source.REST)
+    with ThreadPoolExecutor(2) as writers:
+        with database.connect() as holder, holder.transaction():
+            holder.execute("SELECT FROM trading.landing_marks FOR UPDATE")
+            writing = [writers.submit(write, *pair) for pair in (days, days[::-1])]
+            until(lambda: one(connection, WAITING) == 2, "both wait")
+        assert [each.result(timeout=60) for each in writing] == [(1, 1), (1, 1)]
+    assert one(connection, "SELECT count(*) FROM trading.candlesticks") == 4
