@@ -19,7 +19,7 @@ from psycopg import sql
 from pyarrow import csv
 
 from okx_pipeline.candles import VALUE_COLUMNS
-from okx_pipeline.storage.database import Connection, session_lock, snapshot
+from okx_pipeline.storage.database import Connection, StorageError, session_lock, snapshot
 from okx_pipeline.storage.gaps import lock_ledger
 from okx_pipeline.storage.landing import ensure_months, mark_landings, with_months
 from okx_pipeline.storage.parquet import (
@@ -127,11 +127,27 @@ def pending_months(connection: Connection, *, due_only: bool = False) -> list[Se
 
 
 def project(connection: Connection, store: ParquetStore, months: Iterable[SeriesMonth]) -> list[Projected]:
-    """Bring the files of `months` up to what PostgreSQL holds; one that already does is not rewritten."""
-    projected = [project_month(connection, store, month) for month in months]
+    """Bring the files of `months` up to what PostgreSQL holds; one that already does is not rewritten.
+
+    Raises
+    ------
+    StorageError
+        If a file cannot be written; those of all other months are.
+    """
+    projected: list[Projected] = []
+    problems: list[StorageError] = []
+    for month in months:
+        try:
+            result = project_month(connection, store, month)
+        except StorageError as problem:
+            problems.append(problem)
+        else:
+            projected += [] if result is None else [result]
     # Arrow keeps what it has freed: 1.2 MB a minute over ten minutes of 500 series, none with this.
     pa.default_memory_pool().release_unused()
-    return [result for result in projected if result is not None]
+    if problems:
+        raise problems[0]
+    return projected
 
 
 def project_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> Projected | None:
@@ -355,11 +371,20 @@ def _marks(connection: Connection, month: SeriesMonth) -> list[tuple[date, int]]
 
 def _settle(connection: Connection, month: SeriesMonth, marks: list[tuple[date, int]]) -> None:
     # Only what was read: a landing since then has moved the revision on, and stays to be projected.
+    # Locked in the order in which landings lock them.
     connection.execute(
-        "UPDATE trading.landing_marks AS mark SET projected = seen.revision "
-        "FROM unnest(%s::date[], %s::bigint[]) AS seen (day, revision) "
-        "WHERE mark.symbol = %s AND mark.timeframe = %s AND mark.day = seen.day AND mark.projected < seen.revision",
-        ([day for day, _ in marks], [revision for _, revision in marks], month.symbol, month.timeframe),
+        "WITH known AS (SELECT mark.day, seen.revision FROM trading.landing_marks AS mark "
+        "JOIN unnest(%(days)s::date[], %(revisions)s::bigint[]) AS seen (day, revision) USING (day) "
+        "WHERE mark.symbol = %(symbol)s AND mark.timeframe = %(timeframe)s AND mark.projected < seen.revision "
+        "ORDER BY mark.day FOR NO KEY UPDATE OF mark) "
+        "UPDATE trading.landing_marks AS mark SET projected = known.revision FROM known "
+        "WHERE mark.symbol = %(symbol)s AND mark.timeframe = %(timeframe)s AND mark.day = known.day",
+        {
+            "days": [day for day, _ in marks],
+            "revisions": [revision for _, revision in marks],
+            "symbol": month.symbol,
+            "timeframe": month.timeframe,
+        },
     )
 
 

@@ -1,5 +1,6 @@
 """The projection into Parquet: driven by marks, killed anywhere, raced by landings; months archived and restored."""
 
+import dataclasses
 import logging
 import os
 import random
@@ -21,6 +22,7 @@ from okx_pipeline.storage import parquet, projection
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Connection, Database, StorageError, one
 from okx_pipeline.storage.landing import land
+from okx_pipeline.storage.months import held_months
 from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore, SeriesMonth, day_hashes, month_hash
 from okx_pipeline.storage.projection import archive_month, pending_months, project, project_month, restore_month
 from okx_pipeline.timeframes import DAY_MS, day_ms, day_of, month_bounds
@@ -130,11 +132,13 @@ def test_nothing_is_written_when_nothing_changed(connection: Connection, files: 
     assert pending_months(connection) == []
     refused = Refused("BTC-USDT-SWAP", "1m", AUGUST, "high_price 1 is below open_price 2", "[]")
     land(connection, [], [refused], source=Source.REST)
-    assert pending_months(connection) == [MONTH]
-    assert [result.written for result in project(connection, files, pending_months(connection))] == [False]
+    assert pending_months(connection) == []
+    assert [result.written for result in project(connection, files, [MONTH])] == [False]
     after = path_of(files).stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-    assert pending_months(connection) == []
+    land_minutes(connection, 100)
+    land(connection, [], [dataclasses.replace(refused, reason="another")], source=Source.REST)
+    assert pending_months(connection) == [MONTH]
 
 
 def test_a_month_of_refused_rows_alone_has_no_file_and_does_not_wait_for_ever(
@@ -267,6 +271,17 @@ def test_a_full_disk_stops_the_projection_alone_and_the_next_pass_completes_it(
         assert_equal(connection, files)
 
 
+def test_a_file_that_cannot_be_written_keeps_no_other_from_being_written(
+    connection: Connection, files: ParquetStore
+) -> None:
+    path_of(files).mkdir(parents=True)
+    land_minutes(connection, *range(100), IN_A_MONTH)
+    with pytest.raises(StorageError, match=f"{path_of(files)}"):
+        project(connection, files, pending_months(connection))
+    assert pending_months(connection) == [MONTH]
+    assert_equal(connection, files, NEXT_MONTH)
+
+
 # Killed, and raced
 
 
@@ -393,6 +408,8 @@ def test_an_archived_month_is_never_projected(connection: Connection, files: Par
     assert pending_months(connection) == pending_months(connection, due_only=True) == []
     assert project_month(connection, files, MONTH) is None
     assert path_of(files).read_bytes() == before
+    # Nor does it wait for that: whoever backs it up compares the file with what is noted.
+    assert [(month.archived, month.content_hash is None) for month in held_months(connection)] == [(True, False)]
 
 
 @pytest.mark.parametrize("difference", ["landed since", "never projected", "missing", "cut", "flipped", "foreign"])
