@@ -301,9 +301,11 @@ class Backfill:
         except BaseExceptionGroup as problems:
             raise problems.exceptions[0] from None
         finally:
-            report.projected = await asyncio.to_thread(self.store.project, sorted(plan.months))
-            await asyncio.to_thread(self.store.account, plan.now_ms, report.reads(plan.now_ms))
-            report.seconds = monotonic() - started
+            try:
+                report.projected = await asyncio.to_thread(self.store.project, sorted(plan.months))
+            finally:
+                await asyncio.to_thread(self.store.account, self.clock.carried_ms(), report.reads(plan.now_ms))
+                report.seconds = monotonic() - started
         return report
 
     async def _fetch(
@@ -319,7 +321,7 @@ class Backfill:
                 if monotonic() - noted_s > NOTE_EVERY_S:
                     async with self._landing:
                         reads = report.reads(plan.now_ms)
-                        await _to_its_end(asyncio.to_thread(self.store.account, plan.now_ms, reads))
+                        await _to_its_end(asyncio.to_thread(self.store.account, self.clock.carried_ms(), reads))
                     noted_s = monotonic()
 
     async def _land(self, result: WindowResult, report: Report) -> None:

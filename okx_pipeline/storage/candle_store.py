@@ -264,8 +264,11 @@ class CandleStore:
             If the database is out of reach or the file of an archived month damaged; the marks stay.
         """
         with translated(self.place):
-            coverage.count(self.connection, self.files, now_ms)
-            coverage.note_reads(self.connection, reads)
+            try:
+                coverage.count(self.connection, self.files, now_ms)
+            finally:
+                # A damaged file keeps the days of one month alone from being counted.
+                coverage.note_reads(self.connection, reads)
 
     def claim_for(self, origin: str) -> None:
         """Say which market this store holds, at first use; prices of another one never mix with it.

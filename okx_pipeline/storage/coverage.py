@@ -7,7 +7,7 @@ it. Whoever counts holds one lock, so that a count is never overwritten by an ol
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from time import monotonic
@@ -18,7 +18,7 @@ from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.gaps import absent_ranges, fit_gaps, lock_ledger, series_with_gaps
 from okx_pipeline.storage.instruments import Life, lives
 from okx_pipeline.storage.landing import SeriesDay, mark_landings
-from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore, SeriesMonth
 from okx_pipeline.storage.subscriptions import Subscription, every_subscription
 from okx_pipeline.timeframes import DAY_MS, GRACE_MS, Timeframe, day_ms, day_of, parse_timeframe, utc
 
@@ -309,9 +309,18 @@ class _Count:
     content_hash: str | None = None
 
 
-def count(
-    connection: Connection, files: ParquetStore, now_ms: int, goes_on: Callable[[float], bool] = lambda took_s: True
-) -> int:
+@dataclass(frozen=True, slots=True)
+class _Archive:
+    """What the file of an archived month holds: open times, and the hash of each day that has rows."""
+
+    opens: Collection[int]
+    day_hashes: Mapping[date, str]
+
+
+GoesOn = Callable[[float], bool]
+
+
+def count(connection: Connection, files: ParquetStore, now_ms: int) -> int:
     """Bring the ledger up to date; returns how many series-days were counted.
 
     Parameters
@@ -320,38 +329,68 @@ def count(
         Where the rows of archived months are.
     now_ms
         The exchange's time.
-    goes_on
-        Asked after every `DAYS_AT_ONCE` days, with the seconds that they took: it may wait, or end the count by a no.
-        The rest is for the next count.
 
     Raises
     ------
     psycopg.Error
         If the database fails. What was counted by then stays.
     DamagedFileError
-        If the file of an archived month cannot be read.
+        If the file of an archived month cannot be read; all other days are counted.
+    """
+    try:
+        counted = count_moved(connection, files, now_ms)
+    finally:
+        laid = lay_out(connection, files, now_ms)
+    return counted + laid
+
+
+def count_moved(connection: Connection, files: ParquetStore, now_ms: int, goes_on: GoesOn = lambda took_s: True) -> int:
+    """Count the days in which something landed, and those that are not over; returns how many. As `count` raises.
+
+    Parameters
+    ----------
+    goes_on
+        Asked after every `DAYS_AT_ONCE` days, with the seconds that they took; a no leaves the rest to the next count.
     """
     mark_landings(connection)
-    wanted = {(each.symbol, each.timeframe.name): each for each in every_subscription(connection)}
-    life_of = lives(connection)
-    moving: set[SeriesDay] = {SeriesDay(*row) for row in connection.execute(_BEHIND)}
-    moving.update(SeriesDay(*row) for row in connection.execute(_OPEN))
-    laid = _unlaid(connection, wanted, life_of, now_ms)
-    # A year of new days must not keep the stream's own waiting.
-    days = sorted(moving) + sorted({day for series in laid.values() for day in series} - moving)
-    counted = 0
-    for counted, took_s in _count(connection, files, days, wanted, life_of, now_ms):
-        if counted < len(days) and not goes_on(took_s):
-            return counted
-    _note_laid(connection, [wanted[key] for key in laid], life_of, now_ms)
-    return counted
+    days: set[SeriesDay] = {SeriesDay(*row) for row in connection.execute(_BEHIND)}
+    days.update(SeriesDay(*row) for row in connection.execute(_OPEN))
+    counting = _Counting(connection, files, now_ms)
+    for took_s in counting.count(sorted(days)):
+        if not goes_on(took_s):
+            break
+    return counting.done()
+
+
+def lay_out(connection: Connection, files: ParquetStore, now_ms: int, goes_on: GoesOn = lambda took_s: True) -> int:
+    """Count the days that the ledger has no row of yet, or was laid out otherwise; returns how many. As `count` raises.
+
+    Parameters
+    ----------
+    goes_on
+        Asked after some series, with the seconds that they took: it may wait, and may leave the others to another time.
+    """
+    counting = _Counting(connection, files, now_ms)
+    laid: list[Subscription] = []
+    days: list[SeriesDay] = []
+    for series, wanted_days in _unlaid(connection, counting.wanted, counting.life_of, now_ms):
+        laid.append(series)
+        days += wanted_days
+        if len(days) >= DAYS_AT_ONCE:
+            took_s = counting.lay(laid, days)
+            laid, days = [], []
+            if not goes_on(took_s):
+                return counting.done()
+    counting.lay(laid, days)
+    return counting.done()
 
 
 def recount(connection: Connection, files: ParquetStore, now_ms: int, days: Iterable[SeriesDay]) -> None:
-    """Count `days` anew, whether a mark asks for it or not."""
-    wanted = {(each.symbol, each.timeframe.name): each for each in every_subscription(connection)}
-    for _ in _count(connection, files, sorted(set(days)), wanted, lives(connection), now_ms):
+    """Count `days` anew, whether a mark asks for it or not. As `count` raises."""
+    counting = _Counting(connection, files, now_ms)
+    for _ in counting.count(sorted(set(days))):
         pass
+    counting.done()
 
 
 def note_reads(connection: Connection, reads: Mapping[SeriesDay, Read]) -> None:
@@ -359,8 +398,11 @@ def note_reads(connection: Connection, reads: Mapping[SeriesDay, Read]) -> None:
 
     To be called after the days have been counted. Days that are still open cannot be read whole.
     """
-    if reads:
-        keys = sorted(reads)
+    if not reads:
+        return
+    keys = sorted(reads)
+    with connection.transaction():
+        lock_ledger(connection)
         connection.execute(
             _NOTE_READ,
             (
@@ -433,7 +475,9 @@ def unjudged_days(connection: Connection, symbols: Sequence[str]) -> list[Series
 
 def note_judged(connection: Connection, days: Iterable[SeriesDay], at: datetime) -> None:
     """Write down that the quality checks judged `days` as they were at `at`, by the database's clock."""
-    connection.execute(_NOTE_JUDGED, (at, *_columns(sorted(days))))
+    with connection.transaction():
+        lock_ledger(connection)
+        connection.execute(_NOTE_JUDGED, (at, *_columns(sorted(days))))
 
 
 def days_to_reconcile(connection: Connection, symbols: Sequence[str], now_ms: int) -> list[SeriesDay]:
@@ -475,7 +519,7 @@ def _unlaid(
     wanted: Mapping[tuple[str, str], Subscription],
     life_of: Mapping[str, Life],
     now_ms: int,
-) -> dict[tuple[str, str], list[SeriesDay]]:
+) -> Iterator[tuple[Subscription, list[SeriesDay]]]:
     """The days of subscribed series that the ledger has no row of yet, or was laid out for another range."""
     known = {
         (row[0], row[1]): row[2:]
@@ -484,7 +528,6 @@ def _unlaid(
         )
     }
     tomorrow_ms = now_ms - now_ms % DAY_MS + DAY_MS
-    unlaid = {}
     for key, each in wanted.items():
         life = life_of.get(each.symbol)
         *extent, laid_ms = known.get(key, (None, None, None, None, 0))
@@ -497,12 +540,11 @@ def _unlaid(
                     "SELECT day FROM trading.coverage WHERE symbol = %s AND timeframe = %s", key
                 )
             )
-            unlaid[key] = [SeriesDay(*key, day) for day in days]
+            yield each, [SeriesDay(*key, day) for day in days]
         elif laid_ms < tomorrow_ms:
             # The day in which the last one ended is open or behind, and counted for that.
             fresh = Range(max(whole.start_ms, each.timeframe.first_open(laid_ms)), whole.end_ms)
-            unlaid[key] = [SeriesDay(*key, day) for day in days_in(each.timeframe, fresh)]
-    return unlaid
+            yield each, [SeriesDay(*key, day) for day in days_in(each.timeframe, fresh)]
 
 
 def _extent(wanted: Subscription, life: Life | None) -> list[int | None]:
@@ -524,27 +566,76 @@ def _note_laid(connection: Connection, laid: Sequence[Subscription], life_of: Ma
             )
 
 
-def _count(
-    connection: Connection,
-    files: ParquetStore,
-    days: Sequence[SeriesDay],
-    wanted: Mapping[tuple[str, str], Subscription],
-    life_of: Mapping[str, Life],
-    now_ms: int,
-) -> Iterator[tuple[int, float]]:
-    """Count `days` in transactions of `DAYS_AT_ONCE`; after each: how many are done, and the seconds it took."""
-    for start in range(0, len(days), DAYS_AT_ONCE):
-        started = monotonic()
-        chunk = days[start : start + DAYS_AT_ONCE]
-        judged = [_day(key, wanted.get(key[:2]), life_of.get(key.symbol), now_ms) for key in chunk]
+class _Counting:
+    """Days counted at one moment, by what is wanted then.
+
+    A damaged file of an archived month costs the days of that month alone; `done` tells of it.
+    """
+
+    def __init__(self, connection: Connection, files: ParquetStore, now_ms: int) -> None:
+        self._connection = connection
+        self._files = files
+        self._now_ms = now_ms
+        self._counted = 0
+        self._damaged: dict[SeriesMonth, DamagedFileError] = {}
+        self.wanted = {(each.symbol, each.timeframe.name): each for each in every_subscription(connection)}
+        self.life_of = lives(connection)
+
+    def count(self, days: Sequence[SeriesDay]) -> Iterator[float]:
+        """Count `days`, ascending, in transactions of `DAYS_AT_ONCE`; after each, the seconds it took."""
+        for start in range(0, len(days), DAYS_AT_ONCE):
+            started = monotonic()
+            self._count_chunk(days[start : start + DAYS_AT_ONCE])
+            yield monotonic() - started
+
+    def lay(self, series: Iterable[Subscription], days: Iterable[SeriesDay]) -> float:
+        """Count `days`, all that the ledger lacks of `series`, and note these as laid out; the seconds it took."""
+        took_s = sum(self.count(sorted(days)))
+        damaged = {month[:2] for month in self._damaged}
+        _note_laid(
+            self._connection,
+            [each for each in series if (each.symbol, each.timeframe.name) not in damaged],
+            self.life_of,
+            self._now_ms,
+        )
+        return took_s
+
+    def done(self) -> int:
+        """How many days were counted.
+
+        Raises
+        ------
+        DamagedFileError
+            If some could not be, as their month's file cannot be read.
+        """
+        for problem in self._damaged.values():
+            raise problem
+        return self._counted
+
+    def _count_chunk(self, chunk: Sequence[SeriesDay]) -> None:
+        connection = self._connection
+        judged = [_day(key, self.wanted.get(key[:2]), self.life_of.get(key.symbol), self._now_ms) for key in chunk]
         with connection.transaction():
             lock_ledger(connection)
-            _count_chunk(connection, files, [day for day in judged if day is not None])
+            archives = self._read_archives(chunk)
+            days = [day for day in judged if day is not None and _month_of(day.key) not in self._damaged]
+            _count_days(connection, days, archives)
             gone = [key for key, day in zip(chunk, judged, strict=True) if day is None]
             if gone:
                 connection.execute(_REMOVE, _columns(gone))
                 _settle(connection, _revisions(connection, gone))
-        yield start + len(chunk), monotonic() - started
+        self._counted += len(days) + len(gone)
+
+    def _read_archives(self, keys: Sequence[SeriesDay]) -> dict[SeriesMonth, _Archive]:
+        """What the files of the archived months of `keys` hold; one that cannot be read is noted."""
+        archives: dict[SeriesMonth, _Archive] = {}
+        for month in _archived(self._connection, keys):
+            try:
+                state = self._files.state(month)
+                archives[month] = _Archive(self._files.opens(month), state.day_hashes if state is not None else {})
+            except DamagedFileError as problem:
+                self._damaged[month] = problem
+        return archives
 
 
 def _day(key: SeriesDay, wanted: Subscription | None, life: Life | None, now_ms: int) -> _Day | None:
@@ -565,7 +656,7 @@ def _overlaps(timeframe: Timeframe, start_ms: int, wanted: Subscription) -> bool
     return whole.start_ms < whole.end_ms
 
 
-def _count_chunk(connection: Connection, files: ParquetStore, days: Sequence[_Day]) -> None:
+def _count_days(connection: Connection, days: Sequence[_Day], archives: Mapping[SeriesMonth, _Archive]) -> None:
     keys = [day.key for day in days]
     # Before the rows: what lands in between is counted, or its mark is ahead of what is settled here.
     revisions = _revisions(connection, keys)
@@ -573,17 +664,16 @@ def _count_chunk(connection: Connection, files: ParquetStore, days: Sequence[_Da
         _Count(present=rows, corrected=corrected)
         for rows, corrected in connection.execute(_HELD, _bounds(days)).fetchall()
     ]
-    archived = _archived(connection, keys)
     opens: dict[int, set[int]] = {}
     for index, day in enumerate(days):
-        month = SeriesMonth(day.key.symbol, day.key.timeframe, day.key.day.replace(day=1))
-        if month in archived:
-            opens[index] = {each for each in files.opens(month) if day.due.start_ms <= each < day.due.end_ms}
+        archive = archives.get(_month_of(day.key))
+        if archive is not None:
+            opens[index] = {each for each in archive.opens if day.due.start_ms <= each < day.due.end_ms}
             counts[index].present = len(opens[index])
     for index, lacking in _account(connection, days, counts, opens).items():
         day = days[index]
         fit_gaps(connection, day.key.symbol, day.timeframe, day.due, lacking, add_new=False)
-    _hash(connection, files, days, counts, archived)
+    _hash(connection, days, counts, archives)
     columns = [(count.present, count.absent, count.quarantined, count.missing, count.corrected) for count in counts]
     connection.execute(
         _WRITE,
@@ -641,20 +731,17 @@ def _account(
 
 def _hash(
     connection: Connection,
-    files: ParquetStore,
     days: Sequence[_Day],
     counts: Sequence[_Count],
-    archived: set[SeriesMonth],
+    archives: Mapping[SeriesMonth, _Archive],
 ) -> None:
     live = []
     for index, day in enumerate(days):
         if not day.closed:
             continue
-        month = SeriesMonth(day.key.symbol, day.key.timeframe, day.key.day.replace(day=1))
-        if month in archived:
-            state = files.state(month)
-            hashes = state.day_hashes if state is not None else {}
-            counts[index].content_hash = hashes.get(day.key.day, _EMPTY_HASH)
+        archive = archives.get(_month_of(day.key))
+        if archive is not None:
+            counts[index].content_hash = archive.day_hashes.get(day.key.day, _EMPTY_HASH)
         elif not counts[index].present and day.is_whole:
             counts[index].content_hash = _EMPTY_HASH
         else:
@@ -674,13 +761,17 @@ def _at(days: Sequence[_Day], indices: Iterable[int]) -> list[_Day]:
     return [days[index] for index in indices]
 
 
+def _month_of(key: SeriesDay) -> SeriesMonth:
+    return SeriesMonth(key.symbol, key.timeframe, key.day.replace(day=1))
+
+
 def _revisions(connection: Connection, keys: Sequence[SeriesDay]) -> dict[SeriesDay, int]:
     found = connection.execute(_REVISIONS, _columns(keys))
     return {SeriesDay(symbol, timeframe, day): revision for symbol, timeframe, day, revision in found}
 
 
 def _archived(connection: Connection, keys: Sequence[SeriesDay]) -> set[SeriesMonth]:
-    months = sorted({SeriesDay(key.symbol, key.timeframe, key.day.replace(day=1)) for key in keys})
+    months = sorted({key._replace(day=key.day.replace(day=1)) for key in keys})
     return {SeriesMonth(*row) for row in connection.execute(_ARCHIVED, _columns(months))}
 
 

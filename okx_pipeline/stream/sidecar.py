@@ -29,7 +29,7 @@ from okx_pipeline.history.plan import Span, windows_of
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage import coverage, projection
 from okx_pipeline.storage.candle_store import CandleStore
-from okx_pipeline.storage.database import Database, DatabaseError
+from okx_pipeline.storage.database import Database, DatabaseError, StorageError
 from okx_pipeline.storage.landing import Landed
 from okx_pipeline.storage.opening import opened_database
 from okx_pipeline.storage.parquet import ParquetStore
@@ -55,8 +55,11 @@ PROJECT_WITHIN_S: Final = 1.0
 """So long it writes files each time; what is left waits for the next, so that thousands never take all there is."""
 
 ACCOUNT_S: Final = 15.0
-ACCOUNT_SHARE: Final = 19
-"""The ledger is counted this often, and for a twentieth of the time at the most."""
+ACCOUNT_SHARE: Final = 20
+"""What moves is counted in the ledger this often, and for a twentieth of the time at the most."""
+
+LAY_OUT_WITHIN_S: Final = 10.0
+"""So long it lays out new days in between."""
 
 KEEP_LOCK_S: Final = 5.0
 KEEP_CLOCK_S: Final = 0.5
@@ -534,14 +537,20 @@ class Sidecar:
 
     async def _account(self) -> None:
         if monotonic() >= self._account_from:
-            started = monotonic()
             await asyncio.to_thread(self._account_for_what_landed, self._clock.carried_ms())
-            self._account_from = monotonic() + ACCOUNT_SHARE * (monotonic() - started)
 
     def _account_for_what_landed(self, now_ms: int) -> None:
         with self._database.connect() as connection:
-            # As long as it works, it rests: laying out years of a thousand series must not take a core.
-            coverage.count(connection, self._files, now_ms, goes_on=lambda took_s: not self._ended.wait(took_s))
+            started = monotonic()
+            try:
+                coverage.count_moved(connection, self._files, now_ms, lambda took_s: not self._ended.is_set())
+            finally:
+                self._account_from = started + ACCOUNT_SHARE * (monotonic() - started)
+                until = monotonic() + LAY_OUT_WITHIN_S
+                # It rests as long as it works: years of a thousand series must not take a core.
+                coverage.lay_out(
+                    connection, self._files, now_ms, lambda took_s: not self._ended.wait(took_s) and monotonic() < until
+                )
 
     async def _project(self) -> None:
         await asyncio.to_thread(self._project_what_is_due)
@@ -550,9 +559,16 @@ class Sidecar:
         with self._database.connect() as connection:
             due = projection.pending_months(connection, due_only=True)
             until = monotonic() + PROJECT_WITHIN_S
+            problems: list[StorageError] = []
             while due and monotonic() < until:
-                projection.project(connection, self._files, [due.pop(0)])
-                self.counters.count("parquet files")
+                try:
+                    projection.project(connection, self._files, [due.pop(0)])
+                    self.counters.count("parquet files")
+                except StorageError as problem:
+                    # It is tried again each time; the others are written meanwhile.
+                    problems.append(problem)
+        if problems:
+            raise problems[0]
 
 
 def run(settings: Settings, *, standby: bool, say: Say) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import date
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -25,7 +26,8 @@ from okx_pipeline.replay.faults import Fault
 from okx_pipeline.replay.server import ReplayServer
 from okx_pipeline.replay.sources import open_market
 from okx_pipeline.settings import Settings
-from okx_pipeline.storage.database import Database, one
+from okx_pipeline.storage.database import Database, StorageError, one
+from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.subscriptions import seed_subscriptions
 from okx_pipeline.timeframes import day_ms, parse_timeframe, parse_timeframes
 
@@ -250,6 +252,33 @@ def test_a_killed_process_leaves_what_it_landed_and_the_next_run_goes_on(
     figures = json.loads(ended.stdout)
     assert figures["received"] == figures["new"] == 20 * 1440 - landed
     assert count(database) == 20 * 1440
+
+
+def test_a_long_run_counts_the_ledger_by_the_time_it_is_and_not_by_that_of_its_plan(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.connect() as connection:
+        seed_subscriptions(connection, [BTC], parse_timeframes("1h"), day_ms(date(2026, 8, 22)))
+
+    async def work(filling: Backfill) -> None:
+        plan = await filling.plan(spans("1h"), only_missing=True)
+        monkeypatch.setattr(filling.clock, "carried_ms", lambda: NOW + 5 * 3_600_000)
+        await filling.run(plan)
+
+    with_backfill(settings, database, work)
+    with database.connect() as connection:
+        assert one(connection, "SELECT expected FROM trading.coverage WHERE day = '2026-08-22'") == 5
+
+
+def test_a_file_that_cannot_be_written_keeps_nothing_that_was_read_out_of_the_ledger(
+    settings: Settings, database: Database
+) -> None:
+    place = Path(ParquetStore(settings.parquet_root).place(SeriesMonth(BTC, "1h", date(2026, 8, 1))))
+    place.mkdir(parents=True)
+    with pytest.raises(StorageError, match=str(place)):
+        fill(settings, database, "1h")
+    with database.connect() as connection:
+        assert one(connection, "SELECT count(*) FROM trading.coverage WHERE verified_at IS NOT NULL") == 4
 
 
 def test_what_a_run_has_read_is_in_the_ledger_while_it_goes_on(

@@ -17,9 +17,11 @@ from okx_pipeline.storage.coverage import (
     DayCoverage,
     Read,
     count,
+    count_moved,
     day_coverage,
     days_to_reconcile,
     is_verified,
+    lay_out,
     note_reads,
     series_coverage,
     unfinished_days,
@@ -27,7 +29,7 @@ from okx_pipeline.storage.coverage import (
 from okx_pipeline.storage.database import Connection, Database
 from okx_pipeline.storage.gaps import Verdict, series_with_gaps
 from okx_pipeline.storage.landing import STRAIGHT_FROM, SeriesDay
-from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore, SeriesMonth
 from okx_pipeline.storage.projection import archive_month
 from okx_pipeline.storage.subscriptions import subscribe, unsubscribe
 from okx_pipeline.timeframes import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe, day_ms, day_of, parse_timeframe
@@ -111,25 +113,53 @@ def test_what_lands_while_its_day_is_counted_is_held_or_missing_and_counted_anew
     assert numbers(ledger(store)[0]) == (24, 3, 0, 0, 21)
 
 
-def test_a_count_that_is_ended_leaves_the_rest_to_the_next_and_counts_what_moved_first(
-    store: CandleStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_count_that_is_ended_leaves_the_rest_to_the_next(store: CandleStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coverage, "DAYS_AT_ONCE", 2)
-    subscribed(store)
-    land(store, [START_MS + 2 * DAY_MS])
+    land(store, [START_MS + number * DAY_MS for number in range(3)])
     asked: list[float] = []
 
     def once(took_s: float) -> bool:
         asked.append(took_s)
-        return len(asked) > 1
+        return False
 
-    assert count(store.connection, store.files, NOON_OF_THIRD_MS, goes_on=once) == 2
-    assert [(each.day - FIRST).days for each in ledger(store)] == [0, 2]
-    assert count(store.connection, store.files, NOON_OF_THIRD_MS, goes_on=once) == 3
-    assert [numbers(each)[:2] for each in ledger(store)] == [(24, 0), (24, 0), (12, 1)]
-    assert len(asked) == 2
-    assert min(asked) > 0
-    assert count(store.connection, store.files, NOON_OF_THIRD_MS) == 1
+    assert count_moved(store.connection, store.files, NOON_OF_THIRD_MS, once) == 2
+    assert len(asked) == 1
+    assert asked[0] > 0
+    assert count_moved(store.connection, store.files, NOON_OF_THIRD_MS) == 1
+    assert [each.present for each in ledger(store)] == [1, 1, 1]
+
+
+def test_the_ledger_is_laid_out_series_by_series_and_goes_on_where_it_was_ended(
+    store: CandleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "DAYS_AT_ONCE", 2)
+    subscribed(store, HOUR, MINUTE, DAY)
+    laid = []
+    while days := lay_out(store.connection, store.files, NOON_OF_THIRD_MS, lambda took_s: False):
+        laid.append(days)
+    assert laid == [3, 3, 3]
+    assert len(ledger(store)) == 9
+
+
+def test_the_damaged_file_of_an_archived_month_keeps_its_own_days_alone_from_being_counted(
+    store: CandleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    month = SeriesMonth(SYMBOL, "1h", date(2026, 8, 1))
+    land(store, [START_MS])
+    store.project([])
+    archive_month(store.connection, store.files, month)
+    path = Path(store.files.place(month))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    subscribed(store, HOUR, MINUTE)
+    land(store, [START_MS], MINUTE)
+    for _ in range(2):
+        with pytest.raises(DamagedFileError, match=f"^{path}: "):
+            store.account(NOON_OF_THIRD_MS, {})
+        assert [(each.timeframe, each.present) for each in ledger(store)] == [("1m", 1), ("1m", 0), ("1m", 0)]
+    path.write_bytes(whole)
+    store.account(NOON_OF_THIRD_MS, {})
+    assert [each.present for each in ledger(store) if each.timeframe == "1h"] == [1, 0, 0]
 
 
 def test_a_candle_is_expected_a_minute_after_it_closes(store: CandleStore) -> None:
