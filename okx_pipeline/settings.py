@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     rest_rate: Annotated[int, Field(ge=1)] | None = None
     pages_url: str = "http://127.0.0.1:3001"
     metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    workspace: Path | None = None
     proxy: SecretStr | None = Field(default=None, validation_alias="HTTPS_PROXY")
     ca_file: Path | None = Field(default=None, validation_alias="SSL_CERT_FILE")
     # Before the URLs that it is about: a field is checked against those above it.
@@ -76,6 +77,11 @@ class Settings(BaseSettings):
             # PostgreSQL is told of its socket in a URL.
             raise UsageError(f"{str(value)!a} is not written in UTF-8; choose a folder whose path is") from None
         return _expanded(value)
+
+    @field_validator("workspace", mode="after")
+    @classmethod
+    def _workspace(cls, value: Path | None) -> Path | None:
+        return value and _expanded(value)
 
     @field_validator("symbols", mode="before")
     @classmethod
@@ -199,6 +205,20 @@ class Settings(BaseSettings):
             return "replay"
         return "demo" if self.demo_trading else "market"
 
+    def workspace_files(self) -> list[Path]:
+        """What OKX_WORKSPACE names, looked for now: a sidecar that starts later does not end for want of it.
+
+        Raises
+        ------
+        UsageError
+            If there is no such file.
+        """
+        if self.workspace is None:
+            return []
+        if not self.workspace.is_file():
+            raise UsageError(f"OKX_WORKSPACE: there is no file {self.workspace.absolute()}")
+        return [self.workspace.absolute()]
+
     def environment(self) -> dict[str, str]:
         """These settings as a child process's environment, paths absolute."""
         own: dict[str, str] = {
@@ -222,6 +242,8 @@ class Settings(BaseSettings):
             own["OKX_REST_RATE"] = str(self.rest_rate)
         if self.metrics_port is not None:
             own["OKX_METRICS_PORT"] = str(self.metrics_port)
+        if self.workspace is not None:
+            own["OKX_WORKSPACE"] = str(self.workspace.absolute())
         if self.proxy is not None:
             own["HTTPS_PROXY"] = self.proxy.get_secret_value()
         if self.ca_file is not None:

@@ -149,10 +149,11 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, board: B
     AlreadyRunningError
         If another `up` has this home.
     UsageError
-        If the port is taken, or a setting cannot be.
+        If the port is taken, a setting cannot be, or there is no file that OKX_WORKSPACE names.
     PipelineError
         If something does not start; its log is named.
     """
+    own_workspace = settings.workspace_files()
     with _only_one(settings.root, board.say) as lock:
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -185,7 +186,7 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, board: B
                     sidecar = _start_sidecar(settings, nursery)
                     children.append(sidecar)
                     children.append(_start_pages(settings, pages_port, nursery))
-                    children += _start_dagster(settings, database, port, nursery)
+                    children += _start_dagster(settings, database, port, own_workspace, nursery)
                     url = f"http://{HOST}:{port}/server_info"
                     _await(children, lambda: _answers(url), stop, board, what="the web UI")
                     _await(children, lambda: _beats(database, since), stop, board, what="the sidecar")
@@ -317,7 +318,9 @@ def _start_pages(settings: Settings, port: int, nursery: _Nursery) -> Child:
     return nursery.start("pages", command, settings.environment())
 
 
-def _start_dagster(settings: Settings, database: Database, port: int, nursery: _Nursery) -> list[Child]:
+def _start_dagster(
+    settings: Settings, database: Database, port: int, own_workspace: Sequence[Path], nursery: _Nursery
+) -> list[Child]:
     home = settings.root / "dagster"
     home.mkdir(exist_ok=True, mode=0o700)
     shutil.copyfile(packaged("dagster.yaml"), home / "dagster.yaml")
@@ -330,9 +333,10 @@ def _start_dagster(settings: Settings, database: Database, port: int, nursery: _
         # Else a file in the working directory with the name of a library would be taken for it.
         "PYTHONSAFEPATH": "1",
     }
-    workspace = str(packaged("workspace.yaml"))
-    webserver = ["-m", "okx_pipeline.defs.webserver", "-w", workspace, "-h", HOST, "-p", str(port)]
-    daemon = ["-m", "dagster._daemon", "run", "-w", workspace]
+    # Ours last: of two locations with one name Dagster takes the later.
+    workspaces = [option for file in (*own_workspace, packaged("workspace.yaml")) for option in ("-w", str(file))]
+    webserver = ["-m", "okx_pipeline.defs.webserver", *workspaces, "-h", HOST, "-p", str(port)]
+    daemon = ["-m", "dagster._daemon", "run", *workspaces]
     return [
         nursery.start("webserver", webserver, environment),
         nursery.start("daemon", daemon, environment),

@@ -136,6 +136,7 @@ def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch
         telegram_chat="@chat",
         alert_gap_hours=2,
         dead_man_url="https://ping.example/x",
+        workspace=Path("own.yaml"),
     )
     for name, value in settings.environment().items():
         if name.startswith("OKX_"):
@@ -143,7 +144,18 @@ def test_a_child_process_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir("/")
     child = read_settings()
     assert child.root == tmp_path / "somewhere"
-    assert child.model_copy(update={"home": settings.home, "parquet_url": ""}) == settings
+    assert child.workspace == tmp_path / "own.yaml"
+    as_here = {"home": settings.home, "parquet_url": "", "workspace": settings.workspace}
+    assert child.model_copy(update=as_here) == settings
+
+
+def test_a_workspace_that_is_not_there_is_told_in_one_line_to_whoever_needs_it(tmp_path: Path) -> None:
+    assert read_settings().workspace_files() == []
+    settings = read_settings(workspace=Path("own.yaml"))
+    with pytest.raises(UsageError, match=f"^OKX_WORKSPACE: there is no file {tmp_path}/own.yaml$"):
+        settings.workspace_files()
+    (tmp_path / "own.yaml").touch()
+    assert settings.workspace_files() == [tmp_path / "own.yaml"]
 
 
 def test_a_line_of_the_env_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

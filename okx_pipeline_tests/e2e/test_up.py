@@ -77,12 +77,13 @@ def replay(recordings: Path) -> list[str]:
 def system(tmp_path_factory: pytest.TempPathFactory) -> System:
     """A home that nobody uses any more, whatever its lock says, with an odd path and in an odd locale.
 
-    Seen from a folder with a file that has the name of a library.
+    Seen from a folder with a file that has the name of a library, and with a workspace of the user's own.
     """
     folder = tmp_path_factory.mktemp("a user of Zoë's")
+    (folder / "own.yaml").write_text("load_from: []\n")
     (folder / "gql.py").write_text("raise ImportError('this is not the library')\n")
     settings = {"OKX_SYMBOLS": f"{BTC},{ETH}", "OKX_TIMEFRAMES": ",".join(BARS), "OKX_HISTORY_START": "2026-08-21"}
-    odd = {"LC_ALL": "nonsense_XX", "PYTHONIOENCODING": "ascii"}
+    odd = {"OKX_WORKSPACE": "own.yaml", "LC_ALL": "nonsense_XX", "PYTHONIOENCODING": "ascii"}
     home = folder / "the hömé"
     home.mkdir(mode=0o700)
     (home / "up.lock").write_text("1\n")
@@ -159,6 +160,16 @@ def test_everything_that_runs_by_itself_is_loaded_and_on(running: Up, backfill: 
     states |= {each["name"]: each["sensorState"]["status"] for each in loaded["sensors"]}
     assert {"okx_candles_daily", "okx_instruments_daily", "okx_subscribed_symbols"} <= states.keys()
     assert set(states.values()) == {"RUNNING"}
+
+
+def test_a_workspace_of_ones_own_is_loaded_beside_ours_which_wins_a_name(system: System, running: Up) -> None:
+    for name in ("okx_pipeline.defs.webserver", "dagster._daemon"):
+        child = running.child(name)
+        assert child is not None
+        words = child.cmdline()
+        own, ours = (words[index + 1] for index, word in enumerate(words) if word == "-w")
+        assert own == str(system.folder / "own.yaml")
+        assert ours.endswith("/workspace.yaml")
 
 
 def test_nothing_listens_but_on_the_loopback(system: System, running: Up) -> None:
