@@ -1,21 +1,29 @@
 """The documentation, held against the program: its blocks run, its links lead somewhere, its names exist.
 
-A fence says how its block is run: ``sh`` by a shell, ``sql`` by psql, ``python`` by Python, all on a store of real
-candles. ``console`` is for what needs another machine; of that, and of commands in running text, the names are checked.
+A fence says how its block is run: ``sh`` by a shell, ``sql`` by psql, ``python`` by Python or, if it holds definitions,
+by Dagster, all on a store of real candles. ``console`` is for what needs another machine; of that, and of commands in
+running text, the names are checked.
 """
 
 import re
+import runpy
 import shlex
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dagster as dg
 import pytest
+from dagster._core.workspace.load_target import WorkspaceFileTarget
 from typer.main import get_command
 
 from okx_pipeline.cli import app
+from okx_pipeline.definitions import defs as ours
+from okx_pipeline.defs import partitions
+from okx_pipeline.defs.maintenance.months import months
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.embedded import EmbeddedPostgres
@@ -38,6 +46,7 @@ SHOWN = (
 )
 """What blocks with such a text show."""
 
+BTC, ETH = "BTC-USDT-SWAP", "ETH-USDT-SWAP"
 Place = tuple[Path, dict[str, str]]
 
 
@@ -67,7 +76,11 @@ def prose() -> str:
 
 
 # The README's own test runs its blocks, in their order.
-RUNNABLE = [block for block in blocks() if block.language in RUN and block.page != "README.md"]
+RUNNABLE = [
+    block
+    for block in blocks()
+    if block.language in RUN and block.page != "README.md" and "dg.Definitions(" not in block.text
+]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +116,72 @@ def test_a_block_runs_as_it_stands(store: Place, block: Block) -> None:
     assert all(re.search(shown, told) for text, shown in SHOWN if text in block.text)
     if block.page == "queries.md":
         assert "(0 rows)" not in told
+
+
+@pytest.fixture
+def own(store: Place, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    """What the page on assets has a user write, in its two files, loaded where the store is."""
+    folder, _ = store
+    (code,) = (block.text for block in blocks() if "dg.Definitions(" in block.text)
+    (workspace,) = (block.text for block in blocks() if "load_from:" in block.text)
+    (folder / "workspace.yaml").write_text(workspace)
+    (folder / "indicators.py").write_text(code)
+    monkeypatch.chdir(folder)
+    (origin,) = WorkspaceFileTarget([str(folder / "workspace.yaml")]).create_origins()
+    assert origin.location_name == "indicators"
+    defs = runpy.run_path(str(origin.loadable_target_origin.python_file))["defs"]
+    assert isinstance(defs, dg.Definitions)
+    return defs
+
+
+def test_an_asset_of_ones_own_depends_on_ours_day_on_day_and_follows_the_verdict(own: dg.Definitions) -> None:
+    both = dg.Definitions.merge(ours, own)
+    graph = both.resolve_asset_graph()
+    volatility = graph.get(dg.AssetKey("daily_volatility"))
+    candles, judged = dg.AssetKey(["okx", "candles"]), dg.AssetKey(["okx", "candle_quality"])
+    assert volatility.parent_keys == {candles, judged}
+    for parent in volatility.parent_keys:
+        assert graph.get(parent).partitions_def == volatility.partitions_def
+        assert isinstance(graph.get_partition_mapping(volatility.key, parent), dg.IdentityPartitionMapping)
+    key = f"2026-08-20|{BTC}"
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("okx_symbols", [BTC, ETH])
+        tick = partial(dg.evaluate_automation_conditions, both, instance, dg.AssetSelection.assets(volatility.key))
+        first = tick()
+        instance.report_runless_asset_event(dg.AssetMaterialization(candles, partition=key))
+        landed = tick(cursor=first.cursor)
+        instance.report_runless_asset_event(dg.AssetMaterialization(judged, partition=key))
+        then = tick(cursor=landed.cursor)
+        assert (first.total_requested, landed.total_requested) == (0, 0)
+        assert then.get_requested_partitions(volatility.key) == {key}
+
+
+def test_an_asset_of_ones_own_materializes_from_the_candles_that_are_held(own: dg.Definitions) -> None:
+    keys = [f"2026-08-20|{symbol}" for symbol in (BTC, ETH)]
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("okx_symbols", [BTC, ETH])
+        tags = {"dagster/asset_partition_range_start": keys[0], "dagster/asset_partition_range_end": keys[1]}
+        assert own.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, tags=tags).success
+        records = instance.fetch_materializations(dg.AssetKey("daily_volatility"), limit=10).records
+        assert {record.partition_key for record in records} == set(keys)
+        for record in records:
+            metadata = (record.asset_materialization or pytest.fail("none")).metadata
+            assert metadata["hours"].value == 24
+            assert 0.05 < float(str(metadata["volatility"].value)) < 5
+
+
+def test_the_table_of_assets_names_each_with_its_partitions() -> None:
+    page = (REPOSITORY / "docs" / "assets.md").read_text()
+    named = {
+        key: partition.strip("`")
+        for keys, partition in re.findall(r"^\| (`okx/[^|]+) \| ([^|]+) \|", page, re.MULTILINE)
+        for key in re.findall(r"`(okx/\w+)`", keys)
+    }
+    graph = ours.resolve_asset_graph()
+    assert set(named) == {key.to_user_string() for key in graph.get_all_asset_keys()}
+    for key, name in named.items():
+        definition = {"none": None, "months": months}.get(name, getattr(partitions, name, None))
+        assert graph.get(dg.AssetKey(key.split("/"))).partitions_def == definition, key
 
 
 def test_every_block_says_how_it_is_run() -> None:
