@@ -232,10 +232,6 @@ class ArchivedError(Exception):
         self.months = months
 
 
-class DetachedError(StorageError):
-    """A month has a table of its partition's name that is no part of the candles."""
-
-
 class Change(NamedTuple):
     """How many rows of a series-day are new, and how many have another value now."""
 
@@ -339,7 +335,7 @@ def with_months(connection: Connection, months: Collection[date], write: Callabl
 
     Raises
     ------
-    DetachedError
+    StorageError
         If a partition is there and does not belong to the table.
     """
     tries = 0
@@ -357,7 +353,7 @@ def with_months(connection: Connection, months: Collection[date], write: Callabl
             if problem.diag.constraint_name is not None:
                 raise
             if tries == _TRIES:
-                raise DetachedError(
+                raise StorageError(
                     f"{problem.diag.message_primary}, though one of that name is there; attach it again"
                 ) from problem
 

@@ -16,7 +16,7 @@ from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.errors import PipelineError
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database, DatabaseError, RefusedRowError
-from okx_pipeline.storage.landing import DetachedError, Landed
+from okx_pipeline.storage.landing import Landed
 from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore
 from okx_pipeline.stream.counters import Counters
 
@@ -31,7 +31,7 @@ LONGEST_PAUSE_S: Final = 5.0
 LAST_S: Final = 5.0
 """How long it goes on landing when it is told to end; a statement that takes longer is cancelled."""
 
-_OF_SOME_ROWS: Final = (*RefusedRowError, DamagedFileError, DetachedError)
+_OF_SOME_ROWS: Final = (*RefusedRowError, DamagedFileError)
 """What a row cannot land for, or its month: the tables refuse it, or it is archived in a file that is damaged."""
 
 

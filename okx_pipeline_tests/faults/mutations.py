@@ -448,7 +448,7 @@ MUTATIONS: Final = (
         (
             Edit(
                 PROJECTION,
-                "UPDATE trading.landing_marks AS mark SET projected = seen.revision ",
+                "UPDATE trading.landing_marks AS mark SET projected = known.revision ",
                 "UPDATE trading.landing_marks AS mark SET projected = mark.revision ",
             ),
         ),

@@ -150,11 +150,7 @@ class ModelStore:
 
     def _quarantine(self, refused: Sequence[Refused]) -> int:
         before = len(self.quarantine)
-        for row in refused:
-            entry = (row.symbol, row.timeframe, row.timestamp_ms, row.original)
-            if entry not in self.quarantine and row.timestamp_ms is not None:
-                self.waiting.add(SeriesMonth(row.symbol, row.timeframe, month_of(row.timestamp_ms)))
-            self.quarantine.add(entry)
+        self.quarantine.update((row.symbol, row.timeframe, row.timestamp_ms, row.original) for row in refused)
         return len(self.quarantine) - before
 
     def land_and_die(self, candles: Sequence[Candle], refused: Sequence[Refused], **how: Any) -> None:
