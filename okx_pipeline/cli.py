@@ -112,11 +112,13 @@ def up(
     """The whole system on this machine: database, Dagster UI and daemon, sidecar. Ctrl-C stops all of it."""
     from okx_pipeline import up as system
     from okx_pipeline.monitor.terminal import Board
+    from okx_pipeline.settings import read_settings
 
     if replay is None and (now is not None or speed is not None):
         raise UsageError("--now and --speed are the stand-in's; give --replay with them")
     stand_in = None if replay is None else [_absolute_source(replay), *_given("--now", now), *_given("--speed", speed)]
-    settings = _settings()
+    # Not those of the home: without --replay it is OKX that is asked for, and refused where a replay's prices are.
+    settings = read_settings()
     with Board(monitor=monitor) as board:
         system.run(settings, port=port, replay=stand_in, board=board, validate=validate)
 
@@ -921,9 +923,9 @@ def _database(settings: "Settings", *, migrated: bool = True) -> Iterator["Datab
 
 
 def _settings() -> "Settings":
-    from okx_pipeline.settings import read_settings
+    from okx_pipeline.settings import read_settings_of_home
 
-    return read_settings()
+    return read_settings_of_home()
 
 
 def _days(start: str, end: str) -> tuple[date, date]:

@@ -8,6 +8,7 @@ import os
 import re
 from datetime import UTC, date, datetime
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -199,9 +200,14 @@ class Settings(BaseSettings):
         return self.root / "reports"
 
     @property
+    def replay_file(self) -> Path:
+        """Where `up --replay` writes down how its stand-in is reached, for the commands of other terminals."""
+        return self.root / "replay.env"
+
+    @property
     def origin(self) -> str:
         """Which market these prices come from: `market`, `demo` or `replay`. A store holds one of them only."""
-        if (urlsplit(self.rest_url).hostname or "") in {"127.0.0.1", "localhost", "::1"}:
+        if _is_here(self.rest_url):
             return "replay"
         return "demo" if self.demo_trading else "market"
 
@@ -298,6 +304,39 @@ def read_settings(**overrides: Any) -> Settings:
         raise UsageError(f"{variable}: {_plainly(first['msg'])}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise UsageError(f"cannot read the file .env: {problem}") from None
+
+
+def read_settings_of_home() -> Settings:
+    """The settings of this process; in a home of a replay they lead to it, unless they say where OKX is.
+
+    Raises
+    ------
+    UsageError
+        See `read_settings`; also if what `up --replay` wrote down in the home cannot be read.
+    """
+    settings = read_settings()
+    if settings.model_fields_set & {"rest_url", "ws_url"}:
+        return settings
+    file = settings.replay_file
+    try:
+        written = {each.key: each.value or "" for each in parse_stream(StringIO(file.read_text(encoding="utf-8")))}
+    except (FileNotFoundError, NotADirectoryError):
+        return settings
+    except OSError as problem:
+        raise UsageError(f"{file} cannot be read: {problem.strerror}") from None
+    except UnicodeDecodeError:
+        written = {}
+    urls = {"rest_url": written.get("OKX_REST_URL", ""), "ws_url": written.get("OKX_WS_URL", "")}
+    if not all(map(_is_here, urls.values())):
+        raise UsageError(f"{file} does not say where the replay is; `okx-pipeline up --replay …` writes it anew")
+    return settings.model_copy(update=urls)
+
+
+def _is_here(url: str) -> bool:
+    try:
+        return (urlsplit(url).hostname or "") in {"127.0.0.1", "localhost", "::1"}
+    except ValueError:
+        return False
 
 
 def _expanded(path: Path) -> Path:

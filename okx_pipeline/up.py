@@ -8,6 +8,7 @@ import errno
 import fcntl
 import logging
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -180,6 +181,9 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, board: B
             with opened_database(settings, on_wait=say) as database:
                 try:
                     _prepare(settings, database)
+                    if replay is not None:
+                        # Only now: a home that holds another market has just been refused.
+                        _note_replay(settings)
                     with database.connect() as connection:
                         since = database_now(connection)
                     before_s = time()
@@ -197,7 +201,7 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, board: B
                         _end_runs(port, before_s)
                         say(f"Dagster UI   http://{HOST}:{port}")
                         say(f"Data quality {settings.pages_url}")
-                        say(f"PostgreSQL   {database.place}  (.venv/bin/okx-pipeline psql)")
+                        say(f"PostgreSQL   {database.place}  ({_in_home(settings)}.venv/bin/okx-pipeline psql)")
                         say(f"Parquet      {settings.parquet_root}")
                         say(f"OKX          {settings.rest_url}")
                         say(f"Logs         {logs}")
@@ -308,6 +312,23 @@ def _start_replay(
     _await([child], lambda: _answers(f"{url}/replay/status"), stop, board, what="the replay exchange")
     websocket = f"ws://{HOST}:{port}/ws/v5/business"
     return child, settings.model_copy(update={"rest_url": url, "ws_url": websocket})
+
+
+def _note_replay(settings: Settings) -> None:
+    """Write down where the stand-in is. It stays: what the home holds is a replay's for good."""
+    beside = settings.replay_file.with_suffix(".new")
+    try:
+        beside.touch(mode=0o600)
+        beside.write_text(f"OKX_REST_URL={settings.rest_url}\nOKX_WS_URL={settings.ws_url}\n")
+        beside.replace(settings.replay_file)
+    except OSError as problem:
+        raise _unusable(settings.root, problem) from problem
+
+
+def _in_home(settings: Settings) -> str:
+    """What a command in another terminal begins with, so that it finds this home."""
+    default = Path(str(Settings.model_fields["home"].default)).absolute()
+    return "" if settings.root == default else f"OKX_HOME={shlex.quote(str(settings.home))} "
 
 
 def _start_sidecar(settings: Settings, nursery: _Nursery) -> Child:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from okx_pipeline.errors import UsageError
-from okx_pipeline.settings import read_settings
+from okx_pipeline.settings import read_settings, read_settings_of_home
 
 
 def test_the_defaults_are_those_of_the_readme(tmp_path: Path) -> None:
@@ -162,3 +162,41 @@ def test_a_line_of_the_env_file_that_cannot_be_read_is_named(tmp_path: Path) -> 
     (tmp_path / ".env").write_text("OKX_SYMBOLS=ETH-USDT\n# fine\nOKX_TIMEFRAMES='1h\n")
     with pytest.raises(UsageError, match=r"^\.env: line 3 cannot be read; write NAME=value$"):
         read_settings()
+
+
+def test_in_the_home_of_a_replay_the_settings_lead_to_it_unless_they_say_where_okx_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_settings_of_home() == read_settings()
+    (tmp_path / ".okx").mkdir()
+    rest, websocket = "http://127.0.0.1:8090", "ws://127.0.0.1:8090/ws/v5/business"
+    read_settings().replay_file.write_text(f"OKX_REST_URL={rest}\nOKX_WS_URL={websocket}\n")
+    found = read_settings_of_home()
+    assert (found.rest_url, found.ws_url, found.origin) == (rest, websocket, "replay")
+    assert read_settings().origin == "market"
+    for name in ("OKX_REST_URL", "OKX_WS_URL"):
+        with monkeypatch.context() as chosen:
+            chosen.setenv(name, "https://eea.okx.com")
+            assert read_settings_of_home().origin == "market"
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (b"", "does not say where the replay is"),
+        (b"\xff\xfe", "does not say where the replay is"),
+        (b"OKX_REST_URL=http://127.0.0.1:8090\n", "does not say where the replay is"),
+        (b"OKX_REST_URL='http\nOKX_WS_URL=ws://[::1/", "does not say where the replay is"),
+        (b"OKX_REST_URL=https://openapi.okx.com\nOKX_WS_URL=wss://ws.okx.com\n", "does not say where the replay is"),
+        (None, "cannot be read: Is a directory"),
+    ],
+)
+def test_what_a_replay_left_in_its_home_and_cannot_be_read_is_one_line(
+    tmp_path: Path, written: bytes | None, told: str
+) -> None:
+    file = tmp_path / ".okx" / "replay.env"
+    (file.parent if written is not None else file).mkdir(parents=True)
+    if written is not None:
+        file.write_bytes(written)
+    with pytest.raises(UsageError, match=f"^{re.escape(str(file))} {told}[^\n]*$"):
+        read_settings_of_home()

@@ -285,6 +285,7 @@ class CandleStore:
             holds = one(self.connection, "SELECT value FROM trading.store_facts WHERE name = 'origin'")
         if holds != origin:
             raise UsageError(
-                f"this store holds prices of OKX's {holds}, and the settings lead to its {origin}; "
-                "give that a home of its own: OKX_HOME (and OKX_DATABASE_URL, OKX_PARQUET_URL)"
+                f"this store holds prices of OKX's {holds}, and the settings lead to its {origin} (see OKX_REST_URL, "
+                "OKX_WS_URL and OKX_DEMO_TRADING); give that a home of its own: OKX_HOME (and OKX_DATABASE_URL, "
+                "OKX_PARQUET_URL)"
             )

@@ -1,6 +1,7 @@
 """`up` as a user has it: everything runs, a backfill from the UI lands what OKX has, nothing is left at the end."""
 
 import os
+import re
 import signal
 import stat
 from collections.abc import Iterator
@@ -172,6 +173,10 @@ def test_a_workspace_of_ones_own_is_loaded_beside_ours_which_wins_a_name(system:
         assert ours.endswith("/workspace.yaml")
 
 
+def test_it_says_how_the_database_of_this_home_is_looked_into(running: Up) -> None:
+    assert re.search(r"  \(OKX_HOME='/.*' \.venv/bin/okx-pipeline psql\)$", running.await_line("PostgreSQL   "))
+
+
 def test_nothing_listens_but_on_the_loopback(system: System, running: Up) -> None:
     processes = system.processes()
     assert any(process.name() == "postgres" for process in processes)
@@ -259,7 +264,8 @@ def test_whatever_it_leaves_is_its_owners_alone(system: System, landed: None) ->
             assert path.name == "up.lock" or not mode & 0o077, f"{path} {stat.filemode(mode)}"
             seen.setdefault(kind, set()).add(path.name)
     assert {"parquet", "logs", "dagster", "postgres", "socket", "data"} <= seen["folder"]
-    assert {"candles.parquet", "sidecar.log", "dagster.yaml", "PG_VERSION", "okx.backup"} <= seen["file"]
+    written = {"candles.parquet", "sidecar.log", "dagster.yaml", "PG_VERSION", "okx.backup", "replay.env"}
+    assert written <= seen["file"]
     assert ".s.PGSQL.5432" in seen["socket"]
 
 

@@ -139,6 +139,8 @@ def test_no_command_shows_a_secret_nor_does_any_process_to_others(shown: Termina
         ended = system.run(*arguments)
         told.append(f"{ended.args}: {ended.returncode}\n{ended.stdout}{ended.stderr}")
     assert SENTINEL_PART not in "".join(told)
+    # They were told of the home alone, and asked its stand-in all the same.
+    assert "new candles" in told[2]
     lines = []
     for process in system.processes():
         with suppress(psutil.NoSuchProcess):

@@ -113,6 +113,8 @@ def test_a_store_holds_the_market_that_claimed_it_first(store: CandleStore) -> N
     with pytest.raises(UsageError, match="holds prices of OKX's replay, and the settings lead to its market") as told:
         store.claim_for("market")
     assert "\n" not in str(told.value)
+    for setting in ("OKX_REST_URL", "OKX_WS_URL", "OKX_DEMO_TRADING", "OKX_HOME"):
+        assert setting in str(told.value)
     store.claim_for("replay")
 
 
