@@ -174,7 +174,7 @@ def gaps(
 
     settings = _settings()
     wanted = GapsWanted(_symbols(symbols), _timeframes(timeframes), *_range(start, end))
-    with _database(settings) as database:
+    with _database(settings, existing=True) as database:
         found = asyncio.run(_look_for_gaps(settings, database, wanted, mend=repair))
     if as_json:
         _print_json(found.document())
@@ -200,7 +200,7 @@ def coverage(
     settings = _settings()
     named, lengths = _symbols(symbols), _timeframes(timeframes)
     first, last = _range(start, end)
-    with _database(settings) as database:
+    with _database(settings, existing=True) as database:
         asyncio.run(_account(settings, database))
         with database.connect() as connection:
             rows = series_coverage(
@@ -238,7 +238,7 @@ def validate(
     """Judge every closed day by the data-quality suites; exit status 1 on a failure at the level of an error."""
     settings = _settings()
     wanted = _symbols(symbols), _timeframes(timeframes), *_range(start, end)
-    with _database(settings) as database:
+    with _database(settings, existing=True) as database:
         days = _judge(settings, database, wanted)
     document = _judged(settings, days)
     if as_json:
@@ -268,6 +268,7 @@ def export(
 
     settings = _settings()
     first, last = _range(start, end)
+    _check_there_is_a_store(settings)
     series = _series(settings, _symbols(symbols), _timeframes(timeframes))
     # It is the user's own file, for whomever the user's files are for.
     os.umask(_users_umask)
@@ -321,7 +322,7 @@ def maintain(
     from okx_pipeline.maintenance.upkeep import kept_document
 
     settings = _settings()
-    with _database(settings) as database:
+    with _database(settings, existing=True) as database:
         months, kept, damaged = asyncio.run(_months(settings, database, dry_run=dry_run))
         house = None if dry_run else keep_house(settings, database, datetime.now(tz=UTC))
     if as_json:
@@ -354,7 +355,7 @@ def backup(file: Annotated[str, typer.Argument(metavar="FILE", help="A file that
     from okx_pipeline.maintenance.backup import back_up
 
     settings = _settings()
-    with _database(settings) as database:
+    with _database(settings, existing=True) as database:
         made = back_up(settings, database, _absolute(file))
     _print(f"{made.months:,} months of series, {made.archived:,} of them archived, in {made.size / 1e6:,.1f} MB")
 
@@ -390,7 +391,7 @@ def _restore_month(
     from okx_pipeline.storage.parquet import ParquetStore
 
     with (
-        _database(settings) as database,
+        _database(settings, existing=True) as database,
         CandleStore.opened(database, ParquetStore(settings.parquet_root)) as store,
     ):
         rows = bring_back(store, month, symbols, timeframes)
@@ -446,8 +447,7 @@ def monitor(
     from okx_pipeline.monitor import terminal
 
     settings = _settings()
-    _check_there_is_a_store(settings)
-    with _database(settings, migrated=False) as database:
+    with _database(settings, migrated=False, existing=True) as database:
         if not once:
             terminal.watch(settings, database)
             return
@@ -610,7 +610,7 @@ def unsubscribe(
     now_ms = int(datetime.now(tz=UTC).timestamp() * 1000)
     settings = _settings()
     wanted, lengths = [parse_symbol(symbol) for symbol in symbols], _timeframes(timeframes)
-    with _database(settings) as database, database.connect() as connection:
+    with _database(settings, existing=True) as database, database.connect() as connection:
         changed = want_no_more(connection, wanted, lengths, now_ms)
     if not changed:
         raise UsageError(f"{', '.join(wanted)}: not subscribed; see: okx-pipeline subscriptions")
@@ -622,7 +622,7 @@ def subscriptions(as_json: Json = False) -> None:
     """What is collected, and since when."""
     from okx_pipeline.storage.subscriptions import subscriptions as wanted
 
-    with _database(_settings()) as database, database.connect() as connection:
+    with _database(_settings(), existing=True) as database, database.connect() as connection:
         found = wanted(connection)
     _print_subscriptions(found, as_json)
 
@@ -641,7 +641,7 @@ def psql(context: typer.Context) -> None:
     program = None if settings.database_url is None else shutil.which("psql")
     if program is None:
         program = str(EmbeddedPostgres(settings.root).bin / "psql")
-    with _database(settings, migrated=False) as database:
+    with _database(settings, migrated=False, existing=True) as database:
         with database.connect() as connection:
             password = connection.info.password
         # Everybody on this machine can read the arguments of a process, only its account the environment.
@@ -658,8 +658,7 @@ def _overview(settings: "Settings") -> "tuple[str, StoreOverview, Ledger, Stream
     from okx_pipeline.storage.overview import ledger, overview
     from okx_pipeline.stream.health import stream_health
 
-    _check_there_is_a_store(settings)
-    with _database(settings, migrated=False) as database, database.connect() as connection:
+    with _database(settings, migrated=False, existing=True) as database, database.connect() as connection:
         pending = pending_migrations(connection)
         if pending:
             raise PipelineError(f"the schema lacks {', '.join(pending)}; run: okx-pipeline migrate")
@@ -914,10 +913,13 @@ def _refuse(message: str) -> NoReturn:
 
 
 @contextmanager
-def _database(settings: "Settings", *, migrated: bool = True) -> Iterator["Database"]:
+def _database(settings: "Settings", *, migrated: bool = True, existing: bool = False) -> Iterator["Database"]:
+    """The store of the settings; for a command that only makes sense on one that is there, `existing`."""
     from okx_pipeline.storage.database import translated
     from okx_pipeline.storage.opening import opened_database
 
+    if existing:
+        _check_there_is_a_store(settings)
     with opened_database(settings, on_wait=_tell, migrated=migrated) as database, translated(database.place):
         yield database
 

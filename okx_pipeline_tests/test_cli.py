@@ -45,6 +45,11 @@ ROWS = 2 * 24
 NOBODY = "http://127.0.0.1:9"
 WITHIN_S = 120
 SENTINEL = "s3ntinel-of-a-secret"
+NEED_A_STORE = (
+    *("status", "monitor", "gaps", "coverage", "validate", "maintain", "subscriptions", f"unsubscribe {BTC}"),
+    *("psql -c select", "backup store.backup", "restore --month 2026-07", "export -"),
+    f"export - --symbols {BTC} --timeframes 1h",
+)
 TIME_LEFT = re.compile(r"\d:\d\d:\d\d")
 
 
@@ -495,7 +500,9 @@ def test_everything_works_on_the_embedded_database_in_a_home_of_any_name(tmp_pat
     folder = tmp_path / "a folder of Zoë's"
     folder.mkdir()
     program = Program(folder, OKX_REST_URL=url, OKX_HOME=str(folder / "home"))
-    refused(program("status"), 1, f"there is no store in {folder / 'home'} yet; start with: okx-pipeline up")
+    for command in NEED_A_STORE:
+        nothing = f"there is no store in {folder / 'home'} yet; start with: okx-pipeline up"
+        refused(program(*command.split()), 1, nothing)
     assert not program.home.exists()
     assert figures(program(*HOURLY, "--json"))["new"] == ROWS
     assert done(program("psql", "-At", "-c", "select 1")).stdout == "1\n"

@@ -11,6 +11,9 @@ import pytest
 
 from okx_pipeline import settings
 from okx_pipeline.settings import read_settings
+from okx_pipeline.storage.database import Database
+from okx_pipeline.storage.subscriptions import subscribe
+from okx_pipeline.timeframes import parse_timeframes
 
 SENTINEL = "s3ntinel"
 
@@ -42,8 +45,14 @@ def test_a_file_of_settings_with_a_secret_that_others_may_read_is_told_of_once(
     assert SENTINEL not in caplog.text
 
 
-def test_an_export_is_for_whom_the_users_files_are(tmp_path: Path) -> None:
-    environment = {"PATH": os.environ["PATH"], "OKX_HOME": str(tmp_path / "home")}
+def test_an_export_is_for_whom_the_users_files_are(tmp_path: Path, database: Database) -> None:
+    with database.connect() as connection:
+        subscribe(connection, ["BTC-USDT"], parse_timeframes("1h"), 0)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "OKX_HOME": str(tmp_path / "home"),
+        "OKX_DATABASE_URL": database.url,
+    }
     subprocess.run(
         [sys.executable, "-m", "okx_pipeline", "export", "x.csv", "--symbols", "BTC-USDT", "--timeframes", "1h"],
         cwd=tmp_path,
