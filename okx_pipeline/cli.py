@@ -587,11 +587,11 @@ def subscribe(
     settings = _settings()
     wanted = [parse_symbol(symbol) for symbol in symbols]
     lengths = _timeframes(timeframes) or settings.timeframes
-    since_ms = day_ms(settings.history_start if since is None else _day("--since", since))
+    named = None if since is None else _day("--since", since)
     with _database(settings) as database:
-        asyncio.run(_check_listed(settings, database, wanted))
+        asyncio.run(_check_collectable(settings, database, wanted, named))
         with database.connect() as connection:
-            changed = want(connection, wanted, lengths, since_ms)
+            changed = want(connection, wanted, lengths, day_ms(named or settings.history_start))
     _print_subscriptions(changed, as_json)
 
 
@@ -792,10 +792,15 @@ async def _account(settings: "Settings", database: "Database") -> None:
         await asyncio.to_thread(filling.store.account, await filling.known_ms())
 
 
-async def _check_listed(settings: "Settings", database: "Database", symbols: Sequence[str]) -> None:
+async def _check_collectable(
+    settings: "Settings", database: "Database", symbols: Sequence[str], since: date | None
+) -> None:
     from okx_pipeline.history.backfill import Backfill
+    from okx_pipeline.timeframes import day_of
 
     async with Backfill.opened(settings, database) as exchange:
+        if since is not None and since > (today := day_of(await exchange.known_ms())):
+            raise UsageError(f"--since {since} lies in the future; at OKX it is {today}")
         for symbol in symbols:
             await exchange.life_of(symbol)
 
@@ -943,7 +948,11 @@ def _days(start: str, end: str) -> tuple[date, date]:
 def _range(start: str | None, end: str | None) -> tuple[date | None, date | None]:
     if start is not None and end is not None:
         return _days(start, end)
-    return None if start is None else _day("--start", start), None if end is None else _day("--end", end)
+    first = None if start is None else _day("--start", start)
+    today = datetime.now(tz=UTC).date()
+    if first is not None and first > today:
+        raise UsageError(f"--start {first} lies in the future; the last start there can be is {today}")
+    return first, None if end is None else _day("--end", end)
 
 
 def _percent(share: float) -> str:

@@ -170,6 +170,7 @@ def test_without_a_command_it_shows_its_help(bare: Program) -> None:
         ("backfill --start 2026-08-01 --end 2026-08-02 --timeframes ,", "--timeframes names no timeframe"),
         ("backfill --start 2026-08-01 --end 2026-08-02 --symbols ,", "--symbols names no symbol"),
         ("gaps --start soon", "--start 'soon' is not a day"),
+        ("gaps --start 2126-08-02", "--start 2126-08-02 lies in the future; the last start there can be is 20"),
         ("gaps --timeframes 7m", "unknown timeframe '7m'; it is one of 1m"),
         ("coverage --start 2026-08-02 --end 2026-08-01", "--start 2026-08-02 is not before --end 2026-08-01"),
         ("coverage --symbols ,", "--symbols names no symbol"),
@@ -509,6 +510,17 @@ def test_everything_works_on_the_embedded_database_in_a_home_of_any_name(tmp_pat
     assert program("psql", "-At", "-v", "ON_ERROR_STOP=1", "-c", "select nothing").returncode == 1
     assert figures(program("status", "--json"))["series"][0]["projected_rows"] == ROWS
     assert parquet(program).read(AUGUST).num_rows == ROWS
+
+
+# Subscriptions
+
+
+def test_nothing_is_collected_from_a_day_that_has_not_begun_at_the_exchange(program: Program) -> None:
+    # By the wall's clock it may be long past.
+    refused(program("subscribe", BTC, "--since", "2026-08-23"), 2, "--since 2026-08-23 lies in the future")
+    assert figures(program("subscriptions", "--json")) == []
+    [series] = figures(program("subscribe", BTC, "--since", "2026-08-22", "--json"))
+    assert series["since_ms"] == day_ms(date(2026, 8, 22))
 
 
 # Completeness
