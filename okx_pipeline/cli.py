@@ -575,14 +575,20 @@ def subscribe(
         str | None, typer.Option("--timeframes", metavar="5m,1h", help="Comma-separated; default: the settings'.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="DATE", help="First UTC day wanted; default: OKX_HISTORY_START.")
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="DATE",
+            help="First UTC day wanted, a later one only of what is not subscribed now; "
+            "default: the day that a series had, OKX_HISTORY_START of a new one.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Collect symbols from now on, and their history since a day; a running sidecar follows within seconds."""
     from okx_pipeline.candles import parse_symbol
     from okx_pipeline.storage.subscriptions import subscribe as want
-    from okx_pipeline.timeframes import day_ms
+    from okx_pipeline.timeframes import day_ms, utc
 
     settings = _settings()
     wanted = [parse_symbol(symbol) for symbol in symbols]
@@ -591,7 +597,14 @@ def subscribe(
     with _database(settings) as database:
         asyncio.run(_check_collectable(settings, database, wanted, named))
         with database.connect() as connection:
-            changed = want(connection, wanted, lengths, day_ms(named or settings.history_start))
+            since_ms = day_ms(named or settings.history_start)
+            changed = want(connection, wanted, lengths, since_ms, named=named is not None)
+    for each in changed:
+        if named is not None and each.since_ms < since_ms:
+            _tell(
+                f"{each.symbol} {each.timeframe} is subscribed since {utc(each.since_ms):%Y-%m-%d} and stays so; "
+                f"to begin on {named}: okx-pipeline unsubscribe {each.symbol} --timeframes {each.timeframe}, and again"
+            )
     _print_subscriptions(changed, as_json)
 
 

@@ -523,6 +523,30 @@ def test_nothing_is_collected_from_a_day_that_has_not_begun_at_the_exchange(prog
     assert series["since_ms"] == day_ms(date(2026, 8, 22))
 
 
+def test_a_first_day_that_is_not_taken_is_told_and_taken_after_unsubscribing(program: Program) -> None:
+    def since(ended: "subprocess.CompletedProcess[str]") -> str:
+        [series] = figures(ended)
+        assert series["until_ms"] is None
+        return f"{datetime.fromtimestamp(series['since_ms'] / 1000, tz=UTC):%Y-%m-%d}"
+
+    subscribe = ("subscribe", BTC, "--json")
+    assert since(program(*subscribe, "--since", "2016-08-10")) == "2016-08-10"
+    later = program(*subscribe, "--since", "2026-08-10")
+    assert since(later) == "2016-08-10"
+    assert later.stderr == (
+        f"{BTC} 1h is subscribed since 2016-08-10 and stays so; "
+        f"to begin on 2026-08-10: okx-pipeline unsubscribe {BTC} --timeframes 1h, and again\n"
+    )
+    assert document(program("coverage", "--json"), 0)[0]["missing"] > 365 * 24
+    done(program("unsubscribe", BTC, "--timeframes", "1h"))
+    again = program(*subscribe, "--since", "2026-08-10")
+    assert (since(again), again.stderr) == ("2026-08-10", "")
+    # What lies before is expected no more.
+    [held] = document(program("coverage", "--json"), 0)
+    assert (held["first"], held["missing"]) == ("2026-08-10", 12 * 24)
+    assert figures(program("status", "--json"))["missing"] == 12 * 24
+
+
 # Completeness
 
 FIRST_MS = day_ms(date(2026, 8, 10))

@@ -46,17 +46,30 @@ def every_subscription(connection: Connection) -> list[Subscription]:
 
 
 def subscribe(
-    connection: Connection, symbols: Iterable[str], timeframes: Iterable[Timeframe], since_ms: int
+    connection: Connection,
+    symbols: Iterable[str],
+    timeframes: Iterable[Timeframe],
+    since_ms: int,
+    *,
+    named: bool = True,
 ) -> list[Subscription]:
-    """Want every symbol in every timeframe since `since_ms`, or since earlier where that was wanted already."""
+    """Want every symbol in every timeframe from now on, and back to `since_ms`.
+
+    Parameters
+    ----------
+    named
+        Whether somebody has named `since_ms`. Then a series that is not wanted any more begins there, and one that is
+        wanted only if that is earlier. Else it is for new series, and what once was wanted keeps its beginning.
+    """
     series = [(symbol, timeframe.name) for symbol in symbols for timeframe in timeframes]
     found = connection.execute(
         "INSERT INTO trading.subscriptions AS known (symbol, timeframe, since_ms) "
         "SELECT symbol, timeframe, %s FROM unnest(%s::text[], %s::text[]) AS wanted (symbol, timeframe) "
         "ON CONFLICT (symbol, timeframe) DO UPDATE "
-        "SET since_ms = least(known.since_ms, excluded.since_ms), until_ms = NULL "
+        "SET since_ms = CASE WHEN NOT %s THEN known.since_ms WHEN known.until_ms IS NOT NULL THEN excluded.since_ms "
+        "ELSE least(known.since_ms, excluded.since_ms) END, until_ms = NULL "
         "RETURNING symbol, timeframe, since_ms, until_ms",
-        (since_ms, [symbol for symbol, _ in series], [timeframe for _, timeframe in series]),
+        (since_ms, [symbol for symbol, _ in series], [timeframe for _, timeframe in series], named),
     ).fetchall()
     return [Subscription(symbol, parse_timeframe(name), since, until) for symbol, name, since, until in found]
 

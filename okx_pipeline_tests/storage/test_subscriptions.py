@@ -5,7 +5,13 @@ import threading
 import pytest
 
 from okx_pipeline.storage.database import Connection, Database
-from okx_pipeline.storage.subscriptions import Subscription, seed_subscriptions, subscriptions
+from okx_pipeline.storage.subscriptions import (
+    Subscription,
+    seed_subscriptions,
+    subscribe,
+    subscriptions,
+    unsubscribe,
+)
 from okx_pipeline.timeframes import parse_timeframe, parse_timeframes
 
 SINCE = 1767225600000
@@ -54,3 +60,29 @@ def test_several_that_seed_at_once_make_each_series_once(database: Database) -> 
     assert sum(made) == 3
     with database.connect() as connection:
         assert len(subscriptions(connection)) == 3
+
+
+@pytest.mark.parametrize(
+    ("ended", "since_ms", "named", "found_ms"),
+    [
+        (False, SINCE + 1, False, SINCE),
+        (False, SINCE - 1, False, SINCE),
+        (True, SINCE + 1, False, SINCE),
+        (True, SINCE - 1, False, SINCE),
+        (False, SINCE + 1, True, SINCE),
+        (False, SINCE - 1, True, SINCE - 1),
+        (True, SINCE + 1, True, SINCE + 1),
+        (True, SINCE - 1, True, SINCE - 1),
+    ],
+)
+def test_what_was_wanted_once_keeps_its_beginning_unless_one_is_named_that_is_earlier_or_it_had_ended(
+    connection: Connection, ended: bool, since_ms: int, named: bool, found_ms: int
+) -> None:
+    hours = parse_timeframes("1h")
+    subscribe(connection, ["ETH-USDT"], hours, SINCE)
+    if ended:
+        unsubscribe(connection, ["ETH-USDT"], hours, SINCE + 2)
+    [found] = subscribe(connection, ["ETH-USDT"], hours, since_ms, named=named)
+    assert (found.since_ms, found.until_ms) == (found_ms, None)
+    [new] = subscribe(connection, ["BTC-USDT"], hours, since_ms, named=named)
+    assert new.since_ms == since_ms
