@@ -366,12 +366,24 @@ def restore(
     month: Annotated[
         str | None, typer.Option(metavar="MONTH", help="An archived month, as 2024-01, back from Parquet.")
     ] = None,
-    symbols: Symbols = None,
-    timeframes: Timeframes = None,
+    symbols: Annotated[
+        str | None,
+        typer.Option(
+            "--symbols", metavar="A,B", help="With --month: comma-separated; default: all that is archived of it."
+        ),
+    ] = None,
+    timeframes: Annotated[
+        str | None,
+        typer.Option(
+            "--timeframes", metavar="5m,1h", help="With --month: comma-separated; default: all that is archived of it."
+        ),
+    ] = None,
 ) -> None:
     """The whole store back from a backup, or a month that retention has archived back into PostgreSQL."""
     if (file is None) == (month is None):
         raise UsageError("give a backup, or an archived month as --month 2024-01")
+    if file is not None and (symbols is not None or timeframes is not None):
+        raise UsageError("--symbols and --timeframes go with --month; a backup is restored whole")
     settings = _settings()
     if file is not None:
         from okx_pipeline.maintenance.backup import restore as bring_all_back

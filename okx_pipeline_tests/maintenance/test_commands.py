@@ -100,6 +100,7 @@ def test_a_store_is_backed_up_and_restored_elsewhere(
     [
         (("restore",), ["a backup, or an archived month as --month 2024-01"]),
         (("restore", "x", "--month", "2024-01"), ["a backup, or an archived month"]),
+        (("restore", "x", "--timeframes", "1h"), ["go with --month; a backup is restored whole"]),
         (("restore", "--month", "January"), ["'January' is not a month; write it as 2024-01"]),
         (("restore", "nowhere.backup"), ["there is no", "nowhere.backup"]),
         (("backup", "nowhere/store.backup"), ["there is no folder", "nowhere"]),
