@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from okx_pipeline.quality.gaps_report import GapsReport
     from okx_pipeline.quality.verdicts import DayJudged
     from okx_pipeline.settings import Settings
-    from okx_pipeline.storage.database import Database
+    from okx_pipeline.storage.database import Connection, Database
     from okx_pipeline.storage.overview import SeriesLedger, SeriesOverview, StoreOverview
     from okx_pipeline.storage.parquet import SeriesMonth
     from okx_pipeline.storage.subscriptions import Subscription
@@ -203,6 +203,7 @@ def coverage(
     with _database(settings, existing=True) as database:
         asyncio.run(_account(settings, database))
         with database.connect() as connection:
+            _refuse_unknown(connection, named)
             rows = series_coverage(
                 connection,
                 symbols=named,
@@ -268,7 +269,8 @@ def export(
 
     settings = _settings()
     first, last = _range(start, end)
-    _check_there_is_a_store(settings)
+    if store == "postgres":
+        _check_there_is_a_store(settings)
     series = _series(settings, _symbols(symbols), _timeframes(timeframes))
     # It is the user's own file, for whomever the user's files are for.
     os.umask(_users_umask)
@@ -637,8 +639,12 @@ def unsubscribe(
     wanted, lengths = [parse_symbol(symbol) for symbol in symbols], _timeframes(timeframes)
     with _database(settings, existing=True) as database, database.connect() as connection:
         changed = want_no_more(connection, wanted, lengths, now_ms)
+    others = [symbol for symbol in dict.fromkeys(wanted) if symbol not in {each.symbol for each in changed}]
+    told = f"{', '.join(others)}: not subscribed; see: okx-pipeline subscriptions"
     if not changed:
-        raise UsageError(f"{', '.join(wanted)}: not subscribed; see: okx-pipeline subscriptions")
+        raise UsageError(told)
+    if others:
+        _tell(told)
     _print_subscriptions(changed, as_json)
 
 
@@ -706,18 +712,37 @@ def _series(
     settings: "Settings", symbols: Sequence[str], timeframes: "Sequence[Timeframe]"
 ) -> "list[tuple[str, Timeframe]]":
     """The series named, or where symbols or timeframes are not, the subscribed ones."""
-    if symbols and timeframes:
-        return [(symbol, timeframe) for symbol in symbols for timeframe in timeframes]
+    from okx_pipeline.storage.parquet import ParquetStore
     from okx_pipeline.storage.subscriptions import subscriptions as wanted
 
-    with _database(settings) as database, database.connect() as connection:
-        found = [(each.symbol, each.timeframe) for each in wanted(connection)]
+    if symbols and timeframes:
+        files = ParquetStore(settings.parquet_root)
+        # Those of which there are files take no database to be known.
+        unheld = [symbol for symbol in symbols if not any(files.months(symbol, each.name) for each in timeframes)]
+        if unheld:
+            with _database(settings, existing=True) as database, database.connect() as connection:
+                _refuse_unknown(connection, unheld)
+        return [(symbol, timeframe) for symbol in symbols for timeframe in timeframes]
+    with _database(settings, existing=True) as database, database.connect() as connection:
+        _refuse_unknown(connection, symbols)
+        subscribed = [(each.symbol, each.timeframe) for each in wanted(connection)]
     found = [
-        each for each in found if (not symbols or each[0] in symbols) and (not timeframes or each[1] in timeframes)
+        each for each in subscribed if (not symbols or each[0] in symbols) and (not timeframes or each[1] in timeframes)
     ]
-    if not found:
-        raise UsageError("nothing of that is subscribed; name both --symbols and --timeframes")
+    lacking = [symbol for symbol in symbols if symbol not in dict(found)]
+    if lacking or not found:
+        what = f"nothing of {', '.join(lacking)}" if lacking else "nothing of that"
+        raise UsageError(f"{what} is subscribed; name both --symbols and --timeframes")
     return found
+
+
+def _refuse_unknown(connection: "Connection", symbols: Sequence[str]) -> None:
+    """Refuse symbols of which nothing can be told: an answer without them would pass for one about them."""
+    from okx_pipeline.storage.overview import unknown_symbols
+
+    unknown = unknown_symbols(connection, symbols)
+    if unknown:
+        raise UsageError(f"{', '.join(unknown)}: neither subscribed nor held; check how it is spelled")
 
 
 def _judge(
@@ -734,6 +759,7 @@ def _judge(
     docs, judged = DataDocs(settings.quality_folder), []
     with CandleStore.opened(database, ParquetStore(settings.parquet_root)) as store:
         symbols, timeframes, first, last = wanted
+        _refuse_unknown(store.connection, symbols)
         days = days_to_judge(store, symbols=symbols, timeframes=timeframes, start=first, end=last)
         total = len({day for of_symbol in days.values() for day in of_symbol})
         with _counting(total, "days") as done:

@@ -43,6 +43,7 @@ HOURLY = ("backfill", *DAYS, "--symbols", BTC, "--timeframes", "1h")
 AUGUST = SeriesMonth(BTC, "1h", date(2026, 8, 1))
 ROWS = 2 * 24
 NOBODY = "http://127.0.0.1:9"
+NOWHERE = "postgresql://okx@127.0.0.1:9/okx"
 WITHIN_S = 120
 SENTINEL = "s3ntinel-of-a-secret"
 NEED_A_STORE = (
@@ -80,7 +81,7 @@ class Program:
 @pytest.fixture
 def bare(tmp_path: Path) -> Program:
     """The program without a database or an exchange."""
-    return Program(tmp_path, OKX_DATABASE_URL="postgresql://okx@127.0.0.1:9/okx", OKX_REST_URL=NOBODY)
+    return Program(tmp_path, OKX_DATABASE_URL=NOWHERE, OKX_REST_URL=NOBODY)
 
 
 @pytest.fixture
@@ -538,7 +539,8 @@ def test_a_first_day_that_is_not_taken_is_told_and_taken_after_unsubscribing(pro
         f"to begin on 2026-08-10: okx-pipeline unsubscribe {BTC} --timeframes 1h, and again\n"
     )
     assert document(program("coverage", "--json"), 0)[0]["missing"] > 365 * 24
-    done(program("unsubscribe", BTC, "--timeframes", "1h"))
+    ended = done(program("unsubscribe", BTC, "ETH-USDT", "--timeframes", "1h"))
+    assert ended.stderr == "ETH-USDT: not subscribed; see: okx-pipeline subscriptions\n"
     again = program(*subscribe, "--since", "2026-08-10")
     assert (since(again), again.stderr) == ("2026-08-10", "")
     # What lies before is expected no more.
@@ -695,8 +697,14 @@ def test_gaps_of_what_was_never_subscribed_need_a_start_and_a_listing(program: P
     assert figures(program(*hourly, *DAYS, "--repair", "--json"))["present"] == ROWS
     unknown = ("gaps", *DAYS, "--symbols", "NOPE-USDT-SWAP", "--timeframes", "1h")
     refused(program(*unknown), 2, "OKX lists no instrument NOPE-USDT-SWAP; check how it is spelled")
-    [series] = document(program("coverage", "--symbols", f"{BTC},NOPE-USDT-SWAP", "--json"), 0)
+    for command in ("coverage --json", "coverage", "validate --json", "export -", "export x.csv --timeframes 1h"):
+        name, *rest = command.split()
+        ended = program(name, "--symbols", f"{BTC},NOPE-USDT-SWAP", *rest)
+        refused(ended, 2, "error: NOPE-USDT-SWAP: neither subscribed nor held; check how it is spelled")
+    assert not (program.folder / "x.csv").exists()
+    [series] = document(program("coverage", "--symbols", BTC, "--json"), 0)
     assert series["symbol"] == BTC
+    refused(program("export", "-", "--symbols", BTC), 2, f"nothing of {BTC} is subscribed; name both")
 
 
 def test_gaps_and_coverage_are_told_while_okx_is_out_of_reach_if_its_time_was_known_once(
@@ -831,7 +839,10 @@ def test_candles_are_exported_to_a_file_or_to_stdout(collected: Program) -> None
     done(collected("export", str(path), *DAYS, "--store", "postgres"))
     assert pq.read_metadata(path).num_rows == ROWS
     refused(collected("export", "candles.xls"), 2, "names no format")
-    refused(collected("export", "-", "--symbols", "ETH-USDT"), 2, "nothing of that is subscribed")
+    refused(collected("export", "-", "--timeframes", "4h"), 2, "nothing of that is subscribed")
+    # The files need no database to be exported.
+    alone = collected("export", "-", "--symbols", BTC, "--timeframes", "1h", OKX_DATABASE_URL=NOWHERE)
+    assert done(alone).stdout == ended.stdout
 
 
 def test_history_that_is_still_on_its_way_is_not_judged(program: Program, database: Database) -> None:

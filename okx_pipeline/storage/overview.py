@@ -1,5 +1,6 @@
 """The store at a glance: what each series holds, lacks and waits for. Cheap whatever the store's size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, LiteralString
 
@@ -49,6 +50,16 @@ JOIN trading.coverage_extents AS extent USING (symbol, timeframe)
 WHERE day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
   AND (extent.until_ms IS NULL OR day <= date '1970-01-01' + (extent.until_ms / 86400000)::int)
 GROUP BY symbol, timeframe
+"""
+
+
+_UNKNOWN: Final[LiteralString] = """
+SELECT symbol FROM unnest(%s::text[]) WITH ORDINALITY AS named (symbol, number)
+WHERE NOT EXISTS (SELECT FROM trading.subscriptions AS known WHERE known.symbol = named.symbol)
+  AND NOT EXISTS (SELECT FROM trading.coverage AS known WHERE known.symbol = named.symbol)
+  AND NOT EXISTS (SELECT FROM trading.candle_months AS known WHERE known.symbol = named.symbol)
+  AND NOT EXISTS (SELECT FROM trading.candlesticks AS known WHERE known.symbol = named.symbol)
+ORDER BY number
 """
 
 
@@ -129,6 +140,11 @@ def overview(connection: Connection) -> StoreOverview:
         quality=summary(connection),
         series=series,
     )
+
+
+def unknown_symbols(connection: Connection, symbols: Sequence[str]) -> list[str]:
+    """Those of `symbols` that never were subscribed and of which nothing is held."""
+    return [symbol for (symbol,) in connection.execute(_UNKNOWN, (list(symbols),))]
 
 
 def ledger(connection: Connection, now_ms: int | None) -> dict[tuple[str, str], SeriesLedger]:
