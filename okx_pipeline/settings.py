@@ -6,6 +6,7 @@ A wrong value is one clear line and exit status 2, before anything starts. What 
 import logging
 import os
 import re
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from functools import cache
 from io import StringIO
@@ -295,7 +296,7 @@ def read_settings(**overrides: Any) -> Settings:
         Naming the variable and what is wrong with its value, in one line.
     """
     try:
-        _check_env_file()
+        _tell_of_misspelt({*os.environ, *_check_env_file()})
         return Settings(**overrides)
     except ValidationError as problem:
         first = problem.errors()[0]
@@ -346,20 +347,35 @@ def _expanded(path: Path) -> Path:
         raise UsageError(f"there is no home folder {path.parts[0]!r} here; write the whole path") from None
 
 
-def _check_env_file() -> None:
+def _check_env_file() -> set[str]:
+    """The names that stand in `.env`."""
     # The library passes over a line that it cannot read, with a word in the log.
     path = Path(str(Settings.model_config.get("env_file")))
     if not path.is_file():
-        return
+        return set()
     with path.open(encoding="utf-8") as lines:
-        secrets = []
+        secrets, names = [], set()
         for binding in parse_stream(lines):
             if binding.error:
                 raise UsageError(f".env: line {binding.original.line} cannot be read; write NAME=value")
+            names.add(binding.key or "")
             if binding.value and (binding.key or "").upper() in _SECRETS:
                 secrets.append(str(binding.key))
         if secrets and os.fstat(lines.fileno()).st_mode & 0o077:
             _tell_once(f".env holds {', '.join(secrets)}, and others on this machine may read it; run: chmod 600 .env")
+    return names
+
+
+def _tell_of_misspelt(names: Iterable[str]) -> None:
+    """Tell of names that are no setting and look like one; other programs have theirs, such as OKX_API_KEY."""
+    strange = {name for name in names if name.upper().startswith(PREFIX)} - _NAMES
+    for name in sorted(strange):
+        if name.upper() in _NAMES:
+            continue
+        from difflib import get_close_matches
+
+        for meant in get_close_matches(name.upper(), _NAMES, n=1, cutoff=0.85):
+            _tell_once(f"{name} is no setting; did you mean {meant}?")
 
 
 @cache
@@ -367,6 +383,10 @@ def _tell_once(warning: str) -> None:
     # Dagster reads the settings at every tick of a sensor.
     log.warning("%s", warning)
 
+
+_NAMES: Final = frozenset(
+    f"{PREFIX}{name.upper()}" for name, field in Settings.model_fields.items() if field.validation_alias is None
+)
 
 _SECRETS: Final = frozenset(
     field.validation_alias if isinstance(field.validation_alias, str) else f"{PREFIX}{name.upper()}"

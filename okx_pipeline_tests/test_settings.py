@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from okx_pipeline import settings
 from okx_pipeline.errors import UsageError
 from okx_pipeline.settings import read_settings, read_settings_of_home
 
@@ -200,3 +201,18 @@ def test_what_a_replay_left_in_its_home_and_cannot_be_read_is_one_line(
         file.write_bytes(written)
     with pytest.raises(UsageError, match=f"^{re.escape(str(file))} {told}[^\n]*$"):
         read_settings_of_home()
+
+
+def test_a_name_that_looks_like_a_setting_is_told_of_once_and_other_programs_names_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings._tell_once.cache_clear()
+    (tmp_path / ".env").write_text("okx_timeframe=1h\nokx_retention=1m=90d\n")
+    monkeypatch.setenv("OKX_SYMBOL", "ETH-USDT")
+    monkeypatch.setenv("OKX_API_KEY", "x")
+    for _ in range(2):
+        assert read_settings().symbols == ("BTC-USDT-SWAP",)
+    assert [record.getMessage() for record in caplog.records] == [
+        "OKX_SYMBOL is no setting; did you mean OKX_SYMBOLS?",
+        "okx_timeframe is no setting; did you mean OKX_TIMEFRAMES?",
+    ]
