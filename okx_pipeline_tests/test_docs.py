@@ -12,6 +12,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from okx_pipeline.cli import app
 from okx_pipeline.definitions import defs as ours
 from okx_pipeline.defs import partitions
 from okx_pipeline.defs.maintenance.months import months
-from okx_pipeline.settings import Settings
+from okx_pipeline.settings import Settings, read_settings
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.embedded import EmbeddedPostgres
 from okx_pipeline_tests import data_dictionary
@@ -231,6 +232,24 @@ def test_every_setting_that_is_named_exists_and_every_one_is_named() -> None:
     assert set(re.findall(r"\bOKX_[A-Z_]+[A-Z]\b", prose())) == fields
     example = (REPOSITORY / ".env.example").read_text()
     assert set(re.findall(r"^#(OKX_[A-Z_]+)=", example, re.MULTILINE)) == fields
+
+
+def test_the_example_of_settings_tells_defaults_from_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {
+        str(field.validation_alias or f"OKX_{name.upper()}"): field for name, field in Settings.model_fields.items()
+    }
+    lines = (REPOSITORY / ".env.example").read_text().splitlines()
+    defaults = read_settings()
+    for before, line in pairwise(lines):
+        name, _, value = line.removeprefix("#").partition("=")
+        if not re.match(r"#\w+=", line) or name == "OKX_PARQUET_URL":
+            continue
+        assert (fields[name].default in (None, ())) == (before == "# Unset; for example:"), name
+        if before != "# Unset; for example:":
+            with monkeypatch.context() as chosen:
+                chosen.setenv(name, value)
+                assert read_settings() == defaults, name
+    assert f"#OKX_PARQUET_URL={Path(defaults.parquet_root).relative_to(Path.cwd())}" in lines
 
 
 def test_every_table_and_function_that_is_named_exists(connection: Connection) -> None:
