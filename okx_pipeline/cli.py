@@ -54,6 +54,22 @@ Timeframes = Annotated[
 Start = Annotated[
     str | None, typer.Option("--start", metavar="DATE", help="First UTC day, as 2026-08-01; default: since subscribed.")
 ]
+LedgerTimeframes = Annotated[
+    str | None,
+    typer.Option(
+        "--timeframes",
+        metavar="5m,1h",
+        help="Comma-separated; default: the subscribed ones, of symbols named all that are known.",
+    ),
+]
+LedgerStart = Annotated[
+    str | None,
+    typer.Option(
+        "--start",
+        metavar="DATE",
+        help="First UTC day, as 2026-08-01; default: since subscribed, of symbols named the first day known.",
+    ),
+]
 End = Annotated[
     str | None, typer.Option("--end", metavar="DATE", help="The UTC day after the last one; default: until now.")
 ]
@@ -127,8 +143,20 @@ def up(
 def backfill(
     start: Annotated[str, typer.Option(metavar="DATE", help="First UTC day, as 2026-08-01.")],
     end: Annotated[str, typer.Option(metavar="DATE", help="The UTC day after the last one.")],
-    symbols: Symbols = None,
-    timeframes: Timeframes = None,
+    symbols: Annotated[
+        str | None,
+        typer.Option(
+            "--symbols", metavar="A,B", help="Comma-separated; default: the subscribed ones, else the settings'."
+        ),
+    ] = None,
+    timeframes: Annotated[
+        str | None,
+        typer.Option(
+            "--timeframes",
+            metavar="5m,1h",
+            help="Comma-separated; default: those subscribed of a symbol, else the settings'.",
+        ),
+    ] = None,
     refetch: Annotated[bool, typer.Option("--refetch", help="Ask for candles that are there already, too.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -188,14 +216,15 @@ def gaps(
 
 @app.command()
 def coverage(
-    start: Start = None,
+    start: LedgerStart = None,
     end: End = None,
     symbols: Symbols = None,
-    timeframes: Timeframes = None,
+    timeframes: LedgerTimeframes = None,
     as_json: Json = False,
 ) -> None:
     """What the ledger says of each series: candles expected, present, absent and missing."""
-    from okx_pipeline.storage.coverage import series_coverage
+    from okx_pipeline.quality.verdicts import asked_for
+    from okx_pipeline.storage.subscriptions import every_subscription
 
     settings = _settings()
     named, lengths = _symbols(symbols), _timeframes(timeframes)
@@ -204,19 +233,14 @@ def coverage(
         asyncio.run(_account(settings, database))
         with database.connect() as connection:
             _refuse_unknown(connection, named)
-            rows = series_coverage(
-                connection,
-                symbols=named,
-                timeframes=lengths,
-                start=first,
-                end=last,
-                subscribed=not named and first is None,
-            )
+            rows = asked_for(connection, symbols=named, timeframes=lengths, start=first, end=last)
+            subscribed = any(not lengths or each.timeframe in lengths for each in every_subscription(connection))
     if as_json:
         _print_json([{**asdict(row), "timeframe": row.timeframe.name, "percent": row.percent} for row in rows])
         return
     if not rows:
-        _print("nothing is expected there yet")
+        told = "nothing is expected there yet"
+        _print(told if named or subscribed else "nothing is subscribed; name --symbols")
         return
     columns = f"{'expected':>11} {'present':>11} {'absent':>8} {'missing':>9}"
     _print(f"{'symbol':<20} {'':>4}  first       last        {columns}  percent")
@@ -230,10 +254,13 @@ def coverage(
 
 @app.command()
 def validate(
-    start: Start = None,
+    start: LedgerStart = None,
     end: End = None,
     symbols: Symbols = None,
-    timeframes: Timeframes = None,
+    timeframes: Annotated[
+        str | None,
+        typer.Option("--timeframes", metavar="5m,1h", help="Comma-separated; default: all that those days have."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge every closed day by the data-quality suites; exit status 1 on a failure at the level of an error."""
@@ -255,7 +282,12 @@ def export(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="Ends in .csv, .parquet or .feather; - is CSV on stdout.")
     ],
-    start: Start = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start", metavar="DATE", help="First UTC day, as 2026-08-01; default: from the first candle held."
+        ),
+    ] = None,
     end: End = None,
     symbols: Symbols = None,
     timeframes: Timeframes = None,

@@ -685,11 +685,11 @@ def test_where_nothing_is_subscribed_nothing_is_missing(program: Program) -> Non
     assert (ended.stdout, ended.stderr) == ("nothing is subscribed; see: okx-pipeline subscribe --help\n", "")
     nothing = {"checked": 0, "present": 0, "quarantined": 0, "missing": 0, "absent": 0, "gaps": []}
     assert figures(program("gaps", "--repair", "--json")) == nothing
-    assert done(program("coverage")).stdout == "nothing is expected there yet\n"
+    assert done(program("coverage")).stdout == "nothing is subscribed; name --symbols\n"
     assert document(program("coverage", "--json"), 0) == []
 
 
-def test_gaps_of_what_was_never_subscribed_need_a_start_and_a_listing(program: Program) -> None:
+def test_gaps_of_what_was_never_subscribed_need_a_start_and_a_listing(program: Program, database: Database) -> None:
     hourly = ("gaps", "--symbols", BTC, "--timeframes", "1h")
     refused(program(*hourly), 2, f"{BTC} 1h was never subscribed; say from when with --start")
     refused(program("gaps", "--symbols", BTC), 2, f"{BTC} was never subscribed; name what to look at")
@@ -705,6 +705,14 @@ def test_gaps_of_what_was_never_subscribed_need_a_start_and_a_listing(program: P
     [series] = document(program("coverage", "--symbols", BTC, "--json"), 0)
     assert series["symbol"] == BTC
     refused(program("export", "-", "--symbols", BTC), 2, f"nothing of {BTC} is subscribed; name both")
+    # What is held and was never subscribed is told of by name alone.
+    for start in ((), ("--start", "2026-08-01")):
+        assert done(program("coverage", *start)).stdout == "nothing is subscribed; name --symbols\n"
+        assert figures(program("validate", *start, "--json"))["days"] == 0
+    want(database, FIRST_MS + 24 * HOUR_MS, BTC)
+    assert done(program("coverage", "--timeframes", "4h")).stdout == "nothing is subscribed; name --symbols\n"
+    assert document(program("coverage", "--json"), 0)[0]["first"] == "2026-08-11"
+    assert document(program("coverage", "--start", "2026-08-01", "--json"), 0)[0]["first"] == "2026-08-10"
 
 
 def test_gaps_and_coverage_are_told_while_okx_is_out_of_reach_if_its_time_was_known_once(

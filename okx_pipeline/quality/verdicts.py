@@ -14,13 +14,14 @@ from okx_pipeline.quality.validation import validate
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import (
     DayCoverage,
+    SeriesCoverage,
     day_coverage,
     is_verified,
     note_judged,
     series_coverage,
     unjudged_days,
 )
-from okx_pipeline.storage.database import translated
+from okx_pipeline.storage.database import Connection, translated
 from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.quality_results import (
     DayVerdicts,
@@ -31,6 +32,7 @@ from okx_pipeline.storage.quality_results import (
     newest_day,
     verdicts_by_day,
 )
+from okx_pipeline.storage.subscriptions import every_subscription
 from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe
 
 
@@ -40,6 +42,30 @@ class DayJudged:
 
     day: date
     verdicts: list[Verdict]
+
+
+def asked_for(
+    connection: Connection,
+    *,
+    symbols: Sequence[str] = (),
+    timeframes: Sequence[Timeframe] = (),
+    start: date | None = None,
+    end: date | None = None,
+) -> list[SeriesCoverage]:
+    """The ledger of what a user asks for; filters may be empty, then of what is subscribed, since it is.
+
+    Who names a start means it: then days count that lie before a subscription, too.
+    """
+    subscribed = {(each.symbol, each.timeframe) for each in every_subscription(connection)}
+    found = series_coverage(
+        connection,
+        symbols=symbols,
+        timeframes=timeframes,
+        start=start,
+        end=end,
+        subscribed=not symbols and start is None,
+    )
+    return [each for each in found if symbols or (each.symbol, each.timeframe) in subscribed]
 
 
 def days_to_judge(
@@ -52,14 +78,7 @@ def days_to_judge(
 ) -> dict[str, list[date]]:
     """The closed days of the ledger in [start, end), by symbol; filters may be empty, then all that is subscribed."""
     with translated(store.place):
-        summed = series_coverage(
-            store.connection,
-            symbols=symbols,
-            timeframes=timeframes,
-            start=start,
-            end=end,
-            subscribed=not symbols and start is None,
-        )
+        summed = asked_for(store.connection, symbols=symbols, timeframes=timeframes, start=start, end=end)
         names = {each.timeframe.name for each in summed}
         found: dict[str, list[date]] = {}
         for symbol in sorted({each.symbol for each in summed}):
