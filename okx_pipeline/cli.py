@@ -538,18 +538,18 @@ def _print_status(
         silent = late.get((series.symbol, series.timeframe))
         if silent is not None:
             waiting += f", {silent.late_ms // 1000:,} s late{f': {silent.refused}' if silent.refused else ''}"
-        held += _of_expected(ledger.get((series.symbol, series.timeframe)))
+        held += _of_expected(ledger.get((series.symbol, series.timeframe)), fetched=stream.is_alive)
         _print(f"{series.symbol:<20} {series.timeframe:>4}  {held}, {series.projected_rows:,} in Parquet{waiting}")
 
 
-def _of_expected(held: "SeriesLedger | None") -> str:
-    """How much of what was expected is there, and what became of the rest."""
+def _of_expected(held: "SeriesLedger | None", *, fetched: bool) -> str:
+    """How much of what was expected is there, and what became of the rest; `fetched` if somebody is at it."""
     if held is None:
         return ""
     parts = {
         "absent": held.absent,
         "in quarantine": held.quarantined,
-        "being fetched": held.fetching,
+        "being fetched" if fetched else "to fetch": held.fetching,
         "missing": held.in_gaps - held.overdue,
         "missing for more than a day": held.overdue,
     }

@@ -774,13 +774,16 @@ def test_the_status_says_what_of_the_expected_is_there_and_what_became_of_the_re
     }
     assert series["percent"] == pytest.approx(100 * 48 / 288)
     assert (series["in_gaps"], series["overdue"]) == (0, 0)
-    expected = "UTC, 16.67 % of 288 expected, 240 being fetched, 48 in Parquet\n"
+    expected = "UTC, 16.67 % of 288 expected, 240 to fetch, 48 in Parquet\n"
     assert expected in done(collected("status")).stdout
 
     lose(database, 3, 4)
     collected("gaps")
     assert figures(collected("status", "--json"))["in_gaps"] == 2
-    assert "15.97 % of 288 expected, 240 being fetched, 2 missing, 48 in Parquet\n" in done(collected("status")).stdout
+    assert "15.97 % of 288 expected, 240 to fetch, 2 missing, 48 in Parquet\n" in done(collected("status")).stdout
+    with database.connect() as connection:
+        beat(connection, Heartbeat("host:1", "streaming", NOW))
+    assert "15.97 % of 288 expected, 240 being fetched, 2 missing, 48 in Parquet" in collected("status").stdout
 
 
 def test_the_status_is_not_healthy_when_candles_are_missing_for_more_than_a_day(
@@ -792,7 +795,7 @@ def test_the_status_is_not_healthy_when_candles_are_missing_for_more_than_a_day(
         connection.execute("UPDATE trading.coverage SET counted_at = counted_at - interval '1 day'")
     told = collected("status")
     assert told.returncode == 1
-    assert "240 being fetched, 2 missing for more than a day, 48 in Parquet\n" in told.stdout
+    assert "240 to fetch, 2 missing for more than a day, 48 in Parquet\n" in told.stdout
     problem = (
         f"2 candles are missing for more than a day, 2 of them of {BTC} 1h; mend them with: okx-pipeline gaps --repair"
     )
