@@ -332,12 +332,26 @@ def pages(
 
 
 @app.command()
-def migrate(as_json: Json = False) -> None:
+def migrate(
+    dagster: Annotated[
+        bool,
+        typer.Option(
+            "--dagster", help="Dagster's own tables, too, after an upgrade of it; everything else is stopped."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Bring the database schema up to date; safe at any time, by several at once."""
     from okx_pipeline.storage.migrations import migrate as bring_up_to_date
 
-    with _database(_settings(), migrated=False) as database:
+    settings = _settings()
+    with _database(settings, migrated=False) as database:
         applied = bring_up_to_date(database)
+        if dagster:
+            from okx_pipeline.up import migrate_dagster
+
+            migrate_dagster(settings, database)
+            _tell("Dagster's tables are up to date")
     if as_json:
         _print_json({"applied": applied})
     else:

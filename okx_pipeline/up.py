@@ -8,6 +8,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -342,25 +343,48 @@ def _start_pages(settings: Settings, port: int, nursery: _Nursery) -> Child:
     return nursery.start("pages", command, settings.environment())
 
 
+def _dagster_environment(settings: Settings, database: Database) -> dict[str, str]:
+    """What leads a process of Dagster's to the instance of the home, which is made where there is none yet."""
+    home = settings.root / "dagster"
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    shutil.copyfile(packaged("dagster.yaml"), home / "dagster.yaml")
+    return {
+        **settings.environment(),
+        "DAGSTER_HOME": str(home),
+        "DAGSTER_PG_URL": database.dagster_url(),
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+        # Else a file in the working directory with the name of a library would be taken for it.
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def migrate_dagster(settings: Settings, database: Database) -> None:
+    """Bring Dagster's own tables up to date; `database` has the schema for them.
+
+    Raises
+    ------
+    PipelineError
+        If Dagster could not, with the last thing it said.
+    """
+    command = [sys.executable, "-m", "dagster", "instance", "migrate"]
+    environment = _dagster_environment(settings, database)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    if ended.returncode:
+        said = mask_of(settings)(ended.stderr.strip() or ended.stdout.strip() or "it said nothing")
+        # Of an error of SQL the statement and a link follow.
+        reasons = re.findall(r"^[\w.]*(?:Error|Exception): .+", said, re.MULTILINE) or said.splitlines()
+        raise PipelineError(f"Dagster's tables could not be brought up to date: {reasons[-1]}")
+
+
 class _Dagster:
     """Dagster's two processes over one home, database and set of code locations."""
 
     def __init__(
         self, settings: Settings, database: Database, own_workspace: Sequence[Path], nursery: _Nursery
     ) -> None:
-        home = settings.root / "dagster"
-        home.mkdir(exist_ok=True, mode=0o700)
-        shutil.copyfile(packaged("dagster.yaml"), home / "dagster.yaml")
         self._nursery = nursery
-        self._environment = {
-            **settings.environment(),
-            "DAGSTER_HOME": str(home),
-            "DAGSTER_PG_URL": database.dagster_url(),
-            "DAGSTER_DISABLE_TELEMETRY": "1",
-            "PYTHONUNBUFFERED": "1",
-            # Else a file in the working directory with the name of a library would be taken for it.
-            "PYTHONSAFEPATH": "1",
-        }
+        self._environment = _dagster_environment(settings, database)
         # Ours last: of two locations with one name Dagster takes the later.
         files = (*own_workspace, packaged("workspace.yaml"))
         self._workspaces = [option for file in files for option in ("-w", str(file))]

@@ -20,17 +20,20 @@ import pytest
 from typer.main import get_command
 
 from okx_pipeline.cli import app
+from okx_pipeline.errors import PipelineError
 from okx_pipeline.replay.clock import ExchangeClock
 from okx_pipeline.replay.exchange import Exchange
 from okx_pipeline.replay.faults import Fault
 from okx_pipeline.replay.server import ReplayServer
 from okx_pipeline.replay.sources import open_market
+from okx_pipeline.settings import read_settings
 from okx_pipeline.storage.database import Database, one
 from okx_pipeline.storage.migrations import known_migrations
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.stream_status import Heartbeat, beat
 from okx_pipeline.storage.subscriptions import subscribe
 from okx_pipeline.timeframes import day_ms, parse_timeframes
+from okx_pipeline.up import migrate_dagster
 from okx_pipeline_tests.conftest import named
 from okx_pipeline_tests.storage.password_server import password_server
 from okx_pipeline_tests.storage.processes import run_command
@@ -430,7 +433,8 @@ def test_ctrl_c_stops_a_backfill_in_one_line_and_what_has_landed_stays(
 def test_the_schema_is_brought_up_to_date_once(
     tmp_path: Path, url: str, new_database: Callable[[bool], Database]
 ) -> None:
-    program = Program(tmp_path, OKX_DATABASE_URL=new_database(False).url, OKX_REST_URL=url)
+    database = new_database(False)
+    program = Program(tmp_path, OKX_DATABASE_URL=database.url, OKX_REST_URL=url)
     missing = program("status", "--json")
     assert missing.returncode == 1
     assert json.loads(missing.stdout)["healthy"] is False
@@ -441,6 +445,32 @@ def test_the_schema_is_brought_up_to_date_once(
     assert figures(program("migrate", "--json")) == {"applied": []}
     assert done(program("migrate")).stdout == "the schema is up to date\n"
     assert done(program("status")).stderr == ""
+    dagsters = program("migrate", "--dagster", "--json")
+    assert figures(dagsters) == {"applied": []}
+    assert dagsters.stderr == "Dagster's tables are up to date\n"
+    with database.connect() as connection:
+        assert one(connection, "SELECT count(*) FROM dagster.alembic_version") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Traceback …\nsqlalchemy.exc.ProgrammingError: (psycopg2.errors.X) x\n\n[SQL: x]\n(Background on x)\n",
+            "sqlalchemy.exc.ProgrammingError: (psycopg2.errors.X) x",
+        ),
+        (f"cannot reach postgresql+psycopg2://okx:{SENTINEL}@h/d\n", "cannot reach postgresql+psycopg2://okx:***@h/d"),
+        ("", "it said nothing"),
+    ],
+)
+def test_why_dagsters_tables_could_not_be_brought_up_to_date_is_one_line(
+    database: Database, monkeypatch: pytest.MonkeyPatch, said: str, told: str
+) -> None:
+    ended = subprocess.CompletedProcess("", 1, "", said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    settings = read_settings(database_url=f"postgresql://okx:{SENTINEL}@h/d")
+    with pytest.raises(PipelineError, match=f"^Dagster's tables could not be brought up to date: {re.escape(told)}$"):
+        migrate_dagster(settings, database)
 
 
 def test_the_status_shows_what_each_series_holds(program: Program, database: Database) -> None:
