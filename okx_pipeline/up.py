@@ -191,12 +191,9 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, board: B
                     sidecar = _start_sidecar(settings, nursery)
                     children.append(sidecar)
                     children.append(_start_pages(settings, pages_port, nursery))
-                    dagster = _Dagster(settings, database, own_workspace, nursery)
-                    children.append(dagster.start_webserver(port))
+                    children += _start_dagster(settings, database, port, own_workspace, nursery)
                     url = f"http://{HOST}:{port}/server_info"
                     _await(children, lambda: _answers(url), stop, board, what="the web UI")
-                    # Not before: both would make Dagster's tables, and who meets another making them fails.
-                    children.append(dagster.start_daemon())
                     _await(children, lambda: _beats(database, since), stop, board, what="the sidecar")
                     if not stop.is_set():
                         _end_runs(port, before_s)
@@ -377,25 +374,18 @@ def migrate_dagster(settings: Settings, database: Database) -> None:
         raise PipelineError(f"Dagster's tables could not be brought up to date: {reasons[-1]}")
 
 
-class _Dagster:
-    """Dagster's two processes over one home, database and set of code locations."""
-
-    def __init__(
-        self, settings: Settings, database: Database, own_workspace: Sequence[Path], nursery: _Nursery
-    ) -> None:
-        self._nursery = nursery
-        self._environment = _dagster_environment(settings, database)
-        # Ours last: of two locations with one name Dagster takes the later.
-        files = (*own_workspace, packaged("workspace.yaml"))
-        self._workspaces = [option for file in files for option in ("-w", str(file))]
-
-    def start_webserver(self, port: int) -> Child:
-        command = ["-m", "okx_pipeline.defs.webserver", *self._workspaces, "-h", HOST, "-p", str(port)]
-        return self._nursery.start("webserver", command, self._environment)
-
-    def start_daemon(self) -> Child:
-        command = ["-m", "dagster._daemon", "run", *self._workspaces]
-        return self._nursery.start("daemon", command, self._environment)
+def _start_dagster(
+    settings: Settings, database: Database, port: int, own_workspace: Sequence[Path], nursery: _Nursery
+) -> list[Child]:
+    environment = _dagster_environment(settings, database)
+    # Ours last: of two locations with one name Dagster takes the later.
+    workspaces = [option for file in (*own_workspace, packaged("workspace.yaml")) for option in ("-w", str(file))]
+    webserver = ["-m", "okx_pipeline.defs.webserver", *workspaces, "-h", HOST, "-p", str(port)]
+    daemon = ["-m", "okx_pipeline.defs.daemon", "run", *workspaces]
+    return [
+        nursery.start("webserver", webserver, environment),
+        nursery.start("daemon", daemon, environment),
+    ]
 
 
 class _Validation:

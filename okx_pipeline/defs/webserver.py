@@ -15,6 +15,7 @@ from dagster_webserver.cli import create_app_from_workspace_process_context  # t
 from starlette.types import ASGIApp
 
 from okx_pipeline.cross_site import OwnPagesOnly
+from okx_pipeline.defs.instance import make_instance
 from okx_pipeline.errors import ExitStatus, UsageError
 from okx_pipeline.pages import known_names
 from okx_pipeline.settings import read_settings
@@ -27,7 +28,8 @@ def main() -> None:
     # Of what it makes, as of everything here, nothing is for others on this machine.
     os.umask(0o077)
     try:
-        names = known_names(read_settings())
+        settings = read_settings()
+        names = known_names(settings)
     except UsageError as problem:
         sys.stderr.write(f"error: {problem}\n")
         sys.exit(ExitStatus.USAGE)
@@ -36,6 +38,7 @@ def main() -> None:
         application = create_app_from_workspace_process_context(*arguments, **options)
         return OwnPagesOnly(application, names, acting=[GRAPHQL])
 
+    make_instance(settings)
     # There is no option for middleware.
     cli.create_app_from_workspace_process_context = guarded  # type: ignore[attr-defined,assignment]
     cli.main()  # type: ignore[no-untyped-call]

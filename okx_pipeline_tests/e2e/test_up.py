@@ -164,7 +164,7 @@ def test_everything_that_runs_by_itself_is_loaded_and_on(running: Up, backfill: 
 
 
 def test_a_workspace_of_ones_own_is_loaded_beside_ours_which_wins_a_name(system: System, running: Up) -> None:
-    for name in ("okx_pipeline.defs.webserver", "dagster._daemon"):
+    for name in ("okx_pipeline.defs.webserver", "okx_pipeline.defs.daemon"):
         child = running.child(name)
         assert child is not None
         words = child.cmdline()
@@ -215,14 +215,14 @@ def test_a_second_one_in_the_same_home_ends_at_once(system: System, running: Up)
 
 
 def test_a_child_that_dies_is_started_again_and_goes_on(running: Up, backfill: str) -> None:
-    killed = running.child("dagster._daemon")
+    killed = running.child("okx_pipeline.defs.daemon")
     assert killed is not None
     killed.kill()
     line = running.await_line("the daemon ended with status -9; starting it again in 1 s")
     assert "daemon.log" in line
 
     def successor() -> bool:
-        found = running.child("dagster._daemon")
+        found = running.child("okx_pipeline.defs.daemon")
         return found is not None and found != killed
 
     wait_for(successor, "new daemon")

@@ -88,7 +88,9 @@ def test_it_says_what_it_waits_for_and_opens_the_monitor_once_ready(shown: Termi
 
 
 def test_q_leaves_the_monitor_for_a_summary_and_what_was_said_meanwhile(shown: Terminal, system: System) -> None:
-    daemon = next(each for each in psutil.Process(shown.process.pid).children() if "dagster._daemon" in each.cmdline())
+    daemon = next(
+        each for each in psutil.Process(shown.process.pid).children() if "okx_pipeline.defs.daemon" in each.cmdline()
+    )
     daemon.kill()
     log = system.home / "logs" / "up.log"
     wait_for(lambda: "the daemon ended with status -9" in log.read_text(), "its end in the log")

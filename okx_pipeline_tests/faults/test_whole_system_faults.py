@@ -137,7 +137,7 @@ def closed_days_of(checker: Checker) -> Findings:
 @contextmanager
 def second_daemon(running: Up) -> Iterator[None]:
     """Another daemon of the same Dagster, as a mistake in a deployment would start it."""
-    daemon = running.child("dagster._daemon")
+    daemon = running.child("okx_pipeline.defs.daemon")
     assert daemon is not None
     with (running.system.folder / "daemon.out").open("wb") as out:
         process = subprocess.Popen(
@@ -155,7 +155,7 @@ def second_daemon(running: Up) -> Iterator[None]:
 
 def kill_code_servers(running: Up) -> None:
     """Kill what serves the definitions to the daemon, and the workers below it; the daemon lives."""
-    daemon = running.child("dagster._daemon")
+    daemon = running.child("okx_pipeline.defs.daemon")
     assert daemon is not None
     family = daemon.children(recursive=True)
     assert family
@@ -215,7 +215,7 @@ def await_while_it_changes(store: Connection, look: Callable[[], object]) -> Non
 
 def kill_dagster(running: Up) -> str:
     """Kill the daemon, the code servers below it, and the workers of their runs; returns the run that was under way."""
-    daemon = running.child("dagster._daemon")
+    daemon = running.child("okx_pipeline.defs.daemon")
     assert daemon is not None
     history = {"key": "okx/work", "value": f"history {BTC}"}
     [run] = [run for run in runs(running) if history in run["tags"]]
