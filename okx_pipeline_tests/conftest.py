@@ -1,6 +1,7 @@
 """What tests of every room stand on: one real PostgreSQL for the run, a fresh database a test, the recordings."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -36,6 +37,14 @@ def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         if name.startswith(("OKX_", "DAGSTER_")) or name in {"HTTPS_PROXY", "SSL_CERT_FILE"}:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_instance_of_another_test() -> None:
+    """Of instances that did not end in the order in which they began, Dagster goes on asking one that is gone."""
+    state = sys.modules.get("dagster._core.storage.defs_state.base")
+    if state is not None:
+        state._current_storage.set(None)
 
 
 @pytest.fixture(scope="session")
