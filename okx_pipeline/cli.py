@@ -223,7 +223,7 @@ def coverage(
     as_json: Json = False,
 ) -> None:
     """What the ledger says of each series: candles expected, present, absent and missing."""
-    from okx_pipeline.quality.verdicts import asked_for
+    from okx_pipeline.storage.coverage import asked_for
     from okx_pipeline.storage.subscriptions import every_subscription
 
     settings = _settings()

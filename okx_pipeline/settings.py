@@ -368,10 +368,8 @@ def _check_env_file() -> set[str]:
 
 def _tell_of_misspelt(names: Iterable[str]) -> None:
     """Tell of names that are no setting and look like one; other programs have theirs, such as OKX_API_KEY."""
-    strange = {name for name in names if name.upper().startswith(PREFIX)} - _NAMES
+    strange = {name for name in names if name.upper().startswith(PREFIX) and name.upper() not in _NAMES}
     for name in sorted(strange):
-        if name.upper() in _NAMES:
-            continue
         from difflib import get_close_matches
 
         for meant in get_close_matches(name.upper(), _NAMES, n=1, cutoff=0.85):

@@ -14,14 +14,13 @@ from okx_pipeline.quality.validation import validate
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import (
     DayCoverage,
-    SeriesCoverage,
+    asked_for,
     day_coverage,
     is_verified,
     note_judged,
-    series_coverage,
     unjudged_days,
 )
-from okx_pipeline.storage.database import Connection, translated
+from okx_pipeline.storage.database import translated
 from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.quality_results import (
     DayVerdicts,
@@ -32,7 +31,6 @@ from okx_pipeline.storage.quality_results import (
     newest_day,
     verdicts_by_day,
 )
-from okx_pipeline.storage.subscriptions import every_subscription
 from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe
 
 
@@ -42,30 +40,6 @@ class DayJudged:
 
     day: date
     verdicts: list[Verdict]
-
-
-def asked_for(
-    connection: Connection,
-    *,
-    symbols: Sequence[str] = (),
-    timeframes: Sequence[Timeframe] = (),
-    start: date | None = None,
-    end: date | None = None,
-) -> list[SeriesCoverage]:
-    """The ledger of what a user asks for; filters may be empty, then of what is subscribed, since it is.
-
-    Who names a start means it: then days count that lie before a subscription, too.
-    """
-    subscribed = {(each.symbol, each.timeframe) for each in every_subscription(connection)}
-    found = series_coverage(
-        connection,
-        symbols=symbols,
-        timeframes=timeframes,
-        start=start,
-        end=end,
-        subscribed=not symbols and start is None,
-    )
-    return [each for each in found if symbols or (each.symbol, each.timeframe) in subscribed]
 
 
 def days_to_judge(

@@ -443,6 +443,30 @@ def series_coverage(
     return sorted(summed, key=lambda each: (each.symbol, each.timeframe))
 
 
+def asked_for(
+    connection: Connection,
+    *,
+    symbols: Sequence[str] = (),
+    timeframes: Sequence[Timeframe] = (),
+    start: date | None = None,
+    end: date | None = None,
+) -> list[SeriesCoverage]:
+    """The ledger of what a user asks for; filters may be empty, then of what is subscribed, since it is.
+
+    Who names a start means it: then days count that lie before a subscription, too.
+    """
+    known = {(each.symbol, each.timeframe) for each in every_subscription(connection)}
+    found = series_coverage(
+        connection,
+        symbols=symbols,
+        timeframes=timeframes,
+        start=start,
+        end=end,
+        subscribed=not symbols and start is None,
+    )
+    return [each for each in found if symbols or (each.symbol, each.timeframe) in known]
+
+
 def day_coverage(connection: Connection, symbol: str, start: date, end: date) -> list[DayCoverage]:
     """The rows of the ledger of a symbol for the days [start, end), by day."""
     return [DayCoverage(*row) for row in connection.execute(_DAYS, (symbol, start, end))]
