@@ -353,6 +353,7 @@ def count_moved(connection: Connection, files: ParquetStore, now_ms: int, goes_o
         Asked after every `DAYS_AT_ONCE` days, with the seconds that they took; a no leaves the rest to the next count.
     """
     mark_landings(connection)
+    connection.execute("SELECT trading.compare_partitions()")
     days: set[SeriesDay] = {SeriesDay(*row) for row in connection.execute(_BEHIND)}
     days.update(SeriesDay(*row) for row in connection.execute(_OPEN))
     counting = _Counting(connection, files, now_ms)

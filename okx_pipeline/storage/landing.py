@@ -44,6 +44,9 @@ _STAGE: Final = sql.SQL(
     "ON COMMIT DELETE ROWS"
 ).format(sql.SQL(", ").join(sql.SQL("{} numeric").format(sql.Identifier(column.name)) for column in VALUE_COLUMNS))
 
+LEAVES_MARKS: Final[LiteralString] = "SELECT set_config('okx_pipeline.leaves_marks', 'on', true)"
+"""Says in a transaction, before it changes candles, that it leaves the marks of that itself."""
+
 _COPY_STAGED: Final = sql.SQL("COPY pg_temp.landing FROM STDIN")
 _COPY_STRAIGHT: Final = sql.SQL(
     "COPY trading.candlesticks (symbol, timeframe, timestamp_ms, {}, source) FROM STDIN"
@@ -307,6 +310,7 @@ def land(
 
     def write() -> tuple[Landed, int]:
         with connection.transaction():
+            connection.execute(LEAVES_MARKS)
             landed = _land_rows(connection, rows, days, source, requested_at) if rows else Landed()
             # After the rows, whose partition whoever archives it locks before any mark.
             quarantined = _quarantine(connection, refused, source)

@@ -21,7 +21,7 @@ from pyarrow import csv
 from okx_pipeline.candles import VALUE_COLUMNS
 from okx_pipeline.storage.database import Connection, StorageError, session_lock, snapshot
 from okx_pipeline.storage.gaps import lock_ledger
-from okx_pipeline.storage.landing import ensure_months, mark_landings, with_months
+from okx_pipeline.storage.landing import LEAVES_MARKS, ensure_months, mark_landings, with_months
 from okx_pipeline.storage.parquet import (
     ARROW_SCHEMA,
     MOMENT,
@@ -228,6 +228,7 @@ def restore_month(connection: Connection, store: ParquetStore, month: SeriesMont
 
         def write() -> None:
             with connection.transaction():
+                connection.execute(LEAVES_MARKS)
                 _copy_back(connection, month, table)
                 # Whoever counts sees the rows and where they are as one.
                 lock_ledger(connection)
@@ -256,6 +257,7 @@ def archive_month(connection: Connection, store: ParquetStore, month: SeriesMont
             # They wait until we are done, and then find it archived.
             lock_writers_out(connection, month.month)
             _check_held(connection, store, month, proven)
+            connection.execute(LEAVES_MARKS)
             lock_ledger(connection)
             _set_state(connection, month, "archived")
             gone = connection.execute(

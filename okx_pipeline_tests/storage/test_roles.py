@@ -154,7 +154,8 @@ def test_what_runs_with_the_owners_rights_looks_names_up_in_no_place_of_others(l
         ).fetchall()
     assert {name for name, _, _ in found} >= {"ensure_month", "build_month", "swap_month"}
     assert {configured for _, configured, _ in found} == {"search_path=pg_catalog, pg_temp"}
-    assert [name for name, _, anybodys in found if anybodys] == ["keep_revision"], "but for a trigger's"
+    triggers = {name for name, _, anybodys in found if anybodys}
+    assert triggers == {"keep_revision", "mark_changed", "ask_for_audit"}, "but for a trigger's"
 
 
 @pytest.mark.parametrize("name", ["anna", "okx_reader", "otto", "mia"])
@@ -167,6 +168,24 @@ def test_no_revision_is_made_of_a_table_of_ones_own(written: ParquetStore, login
             "CREATE TRIGGER mine AFTER UPDATE ON mine FOR EACH ROW EXECUTE FUNCTION trading.keep_revision()"
         )
         denied(connection, "UPDATE mine SET close_price = close_price + 1")
+
+
+@pytest.mark.parametrize("function", ["mark_changed", "ask_for_audit"])
+def test_no_mark_is_left_through_a_table_of_ones_own(written: ParquetStore, login: Login, function: str) -> None:
+    with login("otto").connect() as connection:
+        connection.execute("CREATE TEMPORARY TABLE candlesticks_2026_06 (LIKE trading.candlesticks)")
+        connection.execute(
+            "CREATE TRIGGER mine AFTER INSERT ON pg_temp.candlesticks_2026_06 REFERENCING NEW TABLE AS changed "
+            f"FOR EACH STATEMENT EXECUTE FUNCTION trading.{function}()"
+        )
+        denied(connection, "INSERT INTO pg_temp.candlesticks_2026_06 SELECT * FROM trading.candlesticks LIMIT 1")
+
+
+def test_what_a_writer_changes_by_hand_leaves_marks_as_its_landings_do(written: ParquetStore, login: Login) -> None:
+    with login("otto").connect() as connection:
+        connection.execute("UPDATE trading.candlesticks SET close_price = 10.5 WHERE timestamp_ms = %s", (START_MS,))
+        left = "SELECT day FROM trading.landing_marks WHERE projected < revision"
+        assert connection.execute(left).fetchall() == [(JUNE,)]
 
 
 def test_the_readers_own_login_is_read_only_and_bounded_in_time(written: ParquetStore, login: Login) -> None:
