@@ -1,8 +1,9 @@
 """The projection of PostgreSQL into Parquet, month by month, driven by the marks that landings leave.
 
-Parquet is never written from anything but PostgreSQL's rows, under one database lock a file from read to rename, so a
-pass that was killed anywhere is completed by the next one. An archived month, whose rows are in Parquet alone, is never
-projected; landing into it restores it first, under the same lock.
+A file is written from PostgreSQL's rows only, under one database lock per file from read to rename, so the next pass
+completes one that was killed anywhere. The lock belongs to the connection: right before the rename, a statement on the
+same connection proves that it is still held. An archived month, whose rows are in Parquet alone, is never projected;
+landing into it restores it first, under the same lock.
 """
 
 import hashlib
@@ -10,9 +11,10 @@ import logging
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from operator import itemgetter
 from time import perf_counter
-from typing import Final, LiteralString
+from typing import Final, LiteralString, NamedTuple
 
 import pyarrow as pa
 from psycopg import sql
@@ -151,28 +153,30 @@ def project(connection: Connection, store: ParquetStore, months: Iterable[Series
 
 
 def project_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> Projected | None:
-    """Bring one file up to date; None where the month is archived or empty.
+    """Bring one file up to date; None if the month is archived or empty.
 
     Raises
     ------
     StorageError
         If the file cannot be written; PostgreSQL keeps the rows and the mark, so the next pass tries again.
+    psycopg.Error
+        If the database fails, or the connection was lost, and with it the lock, before the file was replaced.
     """
     with session_lock(connection, "parquet", *map(str, month)):
         started = perf_counter()
         with snapshot(connection):
-            state, noted_hash = _noted(connection, month)
-            if state == "archived":
+            noted = _noted(connection, month)
+            if noted.state == "archived":
                 return None
             marks = _marks(connection, month)
             held = _held_hashes(connection, month)
             wanted = month_hash(held)
-            damage, known = _look_at(store, month, wanted, expected=noted_hash is not None)
+            damage, known = _look_at(store, month, wanted, expected=noted.content_hash is not None)
             written = known is None or known.content_hash != wanted
             table = _rows(connection, month) if written else None
         rows = table.num_rows if table is not None else known.rows if known is not None else 0
         if table is not None and rows:
-            store.write(month, table, held)
+            store.write(month, table, held, confirm=partial(_check_unprojected_since, connection, month, noted))
         if rows:
             elapsed_ms = int((perf_counter() - started) * 1000)
             _note(connection, month, rows, wanted, elapsed_ms if written else None)
@@ -181,29 +185,34 @@ def project_month(connection: Connection, store: ParquetStore, month: SeriesMont
 
 
 def rebuild_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> bool:
-    """Write the file of a month that is whole anew, smaller, and read it back; returns whether that was done.
+    """Rewrite the file of a complete month smaller and read it back; returns whether that was done.
 
-    It is not where the month is archived, empty, or not projected yet.
+    Nothing is done if the month is archived, empty, or not projected yet.
 
     Raises
     ------
     StorageError
         If the file cannot be written, or does not read as it was written.
+    psycopg.Error
+        As `project_month` raises it.
     """
     with session_lock(connection, "parquet", *map(str, month)):
         with snapshot(connection):
-            state, noted_hash = _noted(connection, month)
+            noted = _noted(connection, month)
             held = _held_hashes(connection, month)
-            if state == "archived" or not held or _marks(connection, month) or month_hash(held) != noted_hash:
+            if noted.state == "archived" or not held or _marks(connection, month):
+                return False
+            if month_hash(held) != noted.content_hash:
                 return False
             table = _rows(connection, month)
-        store.write(month, table, held, for_good=True)
+        check = partial(_check_unprojected_since, connection, month, noted)
+        store.write(month, table, held, for_good=True, confirm=check)
         if day_hashes(store.read(month)) != held:
             raise DamagedFileError(f"{store.place(month)}: it does not read as it was written; is the disk sound?")
         connection.execute(
             "UPDATE trading.candle_months SET rebuilt_hash = content_hash "
             "WHERE symbol = %s AND timeframe = %s AND month = %s AND content_hash = %s",
-            (*month, noted_hash),
+            (*month, noted.content_hash),
         )
         return True
 
@@ -312,12 +321,29 @@ def _check_held(connection: Connection, store: ParquetStore, month: SeriesMonth,
         raise DamagedFileError(f"{store.place(month)}: it does not hold what PostgreSQL holds; project the month again")
 
 
-def _noted(connection: Connection, month: SeriesMonth) -> tuple[str, str | None]:
+class _Noted(NamedTuple):
+    """What is known of a month and its file: ``live`` or ``archived``, and the hash of what was last projected."""
+
+    state: str
+    content_hash: str | None
+
+
+def _check_unprojected_since(connection: Connection, month: SeriesMonth, noted: _Noted) -> None:
+    """Raise if another projection may have written the file since `noted` was read under the lock.
+
+    Locks are lost with their connection: if that was lost, this statement fails. If it was not, nobody else had the
+    lock, and a difference was written by somebody who did not take it.
+    """
+    if _noted(connection, month) != noted:
+        raise StorageError(f"{month} was projected or archived meanwhile; its file is left to the next pass")
+
+
+def _noted(connection: Connection, month: SeriesMonth) -> _Noted:
     found = connection.execute(
         "SELECT state, content_hash FROM trading.candle_months WHERE symbol = %s AND timeframe = %s AND month = %s",
         month,
     ).fetchone()
-    return (found[0], found[1]) if found else ("live", None)
+    return _Noted(*found) if found else _Noted("live", None)
 
 
 def _set_state(connection: Connection, month: SeriesMonth, state: str) -> None:

@@ -68,6 +68,10 @@ IN_POSTGRESQL: Final = (
     "faults/test_sequences.py::test_any_sequence_of_faults_ends_with_the_truth_in_postgresql_as_by_the_rules"
 )
 
+LOST_CONNECTION: Final = (
+    "faults/test_order.py::test_a_projector_that_lost_its_connection_never_puts_an_older_month_over_a_newer_one"
+)
+
 MUTATIONS: Final = (
     # What lands
     Mutation(
@@ -414,7 +418,7 @@ MUTATIONS: Final = (
     Mutation(
         "a file is written beside the one that is there",
         (
-            Edit(PARQUET, '        with beside.open("wb") as sink:', '        with path.open("wb") as sink:'),
+            Edit(PARQUET, '        with beside.open("xb") as sink:', '        with path.open("wb") as sink:'),
             Edit(PARQUET, "        beside.replace(path)\n", ""),
         ),
         (
@@ -442,6 +446,16 @@ MUTATIONS: Final = (
             ),
         ),
         ("faults/test_order.py::test_a_projector_that_was_slow_never_puts_an_older_month_over_a_newer_one",),
+    ),
+    Mutation(
+        "the proof that the projector's lock is still held",
+        (Edit(PARQUET, "        confirm()\n        beside.replace(path)\n", "        beside.replace(path)\n"),),
+        (LOST_CONNECTION,),
+    ),
+    Mutation(
+        "the unfinished files of others are removed",
+        (Edit(PARQUET, "        unfinished.unlink(missing_ok=True)\n", "        pass\n"),),
+        (LOST_CONNECTION, "faults/test_order.py::test_two_writers_of_a_month_never_write_into_the_same_temporary_file"),
     ),
     Mutation(
         "a projection settles only what it has read",

@@ -15,10 +15,10 @@ import psycopg
 import pytest
 
 from okx_pipeline.candles import Candle, Refused, Source
-from okx_pipeline.storage.database import Connection, Database, one
+from okx_pipeline.storage.database import Connection, Database, StorageError, one
 from okx_pipeline.storage.landing import STRAIGHT_FROM, land
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth, day_hashes
-from okx_pipeline.storage.projection import archive_month, pending_months, project
+from okx_pipeline.storage.projection import archive_month, pending_months, project, project_month, rebuild_month
 from okx_pipeline.stream.counters import Counters
 from okx_pipeline.stream.lander import Batch, Lander
 
@@ -73,8 +73,10 @@ def test_a_file_is_on_the_disk_whole_before_it_gets_its_name_and_its_folders_are
         land(connection, [candle(minute) for minute in minutes], source=Source.REST)
         project(connection, files, [MONTH])
         final = Path(files.place(MONTH))
-        beside = str(final.with_name(f".{final.name}.tmp"))
-        renamed = events.index(("renamed", beside, final.stat().st_size))
+        [renamed] = [index for index, event in enumerate(events) if event[0] == "renamed"]
+        beside = events[renamed][1]
+        assert Path(beside).parent == final.parent
+        assert events[renamed] == ("renamed", beside, final.stat().st_size)
         assert ("synced", beside, final.stat().st_size) in events[:renamed]
         synced_after = {Path(path) for what, path, _ in events[renamed:] if what == "synced"}
         assert synced_after >= {final.parent, *(folder.parent for folder in new)}
@@ -238,45 +240,134 @@ def test_writers_of_the_same_keys_wait_for_each_other_and_never_in_a_circle(data
 # One projector of a file at a time
 
 
-class Held(ParquetStore):
-    """A store that waits, with the rows in its hands, until it may write them."""
+class Pause:
+    """Where one thread waits until it may go on; all others pass."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self) -> None:
+        self.is_reached = threading.Event()
+        self.may_go_on = threading.Event()
+        self.thread: int | None = None
+
+    def __call__(self) -> None:
+        if threading.get_ident() == self.thread:
+            self.is_reached.set()
+            assert self.may_go_on.wait(60)
+
+
+class Held(ParquetStore):
+    """A store that pauses, with the rows in its hands, before it writes them."""
+
+    def __init__(self, root: str, pause: Pause) -> None:
         super().__init__(root)
-        self.has_read = threading.Event()
-        self.may_write = threading.Event()
+        self._pause = pause
 
     def write(self, *arguments: Any, **named: Any) -> None:
-        self.has_read.set()
-        assert self.may_write.wait(60)
+        self._pause()
         super().write(*arguments, **named)
+
+
+def rows_in_file(files: ParquetStore) -> list[int]:
+    """The minutes in the file of the month, which says of itself exactly what it holds."""
+    table = files.read(MONTH)
+    state = files.state(MONTH)
+    assert state is not None
+    assert state.day_hashes == day_hashes(table)
+    return [(open_ms - AUGUST) // 60_000 for open_ms in table["timestamp_ms"].to_pylist()]
 
 
 def test_a_projector_that_was_slow_never_puts_an_older_month_over_a_newer_one(
     database: Database, files: ParquetStore
 ) -> None:
-    slow = Held(files.root)
+    pause = Pause()
 
     def run(store: ParquetStore) -> None:
+        pause.thread = pause.thread or threading.get_ident()
         with database.connect() as connection:
             project(connection, store, [MONTH])
 
     with database.connect() as connection, ThreadPoolExecutor(2) as threads:
         land(connection, [candle(0)], source=Source.REST)
-        first = threads.submit(run, slow)
-        assert slow.has_read.wait(60)
+        first = threads.submit(run, Held(files.root, pause))
+        assert pause.is_reached.wait(60)
         land(connection, [candle(1)], source=Source.REST)
         second = threads.submit(run, files)
         until(lambda: second.done() or one(connection, WAITING), "the second one waits or is done")
-        slow.may_write.set()
+        pause.may_go_on.set()
         first.result(timeout=60)
         second.result(timeout=60)
         project(connection, files, pending_months(connection))
-        table = files.read(MONTH)
-        assert table["timestamp_ms"].to_pylist() == [candle(0).timestamp_ms, candle(1).timestamp_ms]
-        state = files.state(MONTH)
-        assert state is not None
-        assert state.day_hashes == day_hashes(table)
+        assert rows_in_file(files) == [0, 1]
+
+
+@pytest.mark.parametrize("work", [project_month, rebuild_month])
+@pytest.mark.parametrize("point", ["it has read", "it has written", "it renames"])
+def test_a_projector_that_lost_its_connection_never_puts_an_older_month_over_a_newer_one(
+    database: Database, files: ParquetStore, monkeypatch: pytest.MonkeyPatch, point: str, work: Callable[..., Any]
+) -> None:
+    """The lock is lost with the connection: another projector writes the newer file while this one is paused."""
+    pause, pids = Pause(), []
+    fsync, replace = os.fsync, Path.replace
+
+    def paused_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        pause()
+
+    def paused_replace(path: Path, target: Path) -> Path:
+        pause()
+        return replace(path, target)
+
+    if point == "it has written":
+        monkeypatch.setattr(os, "fsync", paused_fsync)
+    elif point == "it renames":
+        monkeypatch.setattr(Path, "replace", paused_replace)
+    store = Held(files.root, pause) if point == "it has read" else files
+
+    def run() -> None:
+        pause.thread = threading.get_ident()
+        with database.connect() as connection:
+            pids.append(connection.info.backend_pid)
+            work(connection, store, MONTH)
+
+    with database.connect() as connection, ThreadPoolExecutor(1) as thread:
+        land(connection, [candle(0)], source=Source.REST)
+        if work is rebuild_month:
+            project(connection, files, [MONTH])
+        slow = thread.submit(run)
+        assert pause.is_reached.wait(60)
+        connection.execute("SELECT pg_terminate_backend(%s, 60000)", pids)
+        land(connection, [candle(1)], source=Source.REST)
+        assert [projected.written for projected in project(connection, files, [MONTH])] == [True]
+        pause.may_go_on.set()
+        with pytest.raises((psycopg.OperationalError, StorageError)):
+            slow.result(timeout=60)
+        assert rows_in_file(files) == [0, 1]
+        assert pending_months(connection) == []
+    assert [path.name for path in Path(files.place(MONTH)).parent.iterdir()] == ["candles.parquet"]
+
+
+def test_two_writers_of_a_month_never_write_into_the_same_temporary_file(
+    connection: Connection, files: ParquetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land(connection, [candle(0)], source=Source.REST)
+    project(connection, files, [MONTH])
+    rows, final = files.read(MONTH), Path(files.place(MONTH))
+    written: list[str] = []
+    replace = Path.replace
+
+    def recorded_replace(path: Path, target: Path) -> Path:
+        written.append(path.name)
+        if len(written) == 1:
+            files.write(MONTH, rows, day_hashes(rows))
+        return replace(path, target)
+
+    # A link that somebody has planted is not written through.
+    final.with_name(".candles.parquet.tmp").symlink_to(final.with_name("elsewhere"))
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    with pytest.raises(StorageError, match="cannot write"):
+        files.write(MONTH, rows, day_hashes(rows))
+    assert len(set(written)) == 2
+    assert [path.name for path in final.parent.iterdir()] == ["candles.parquet"]
+    assert rows_in_file(files) == [0]
 
 
 def test_of_two_landings_that_wait_for_each_other_both_land(database: Database, connection: Connection) -> None:

@@ -130,7 +130,7 @@ def several_series(connection: Connection, store: ParquetStore) -> dict[tuple[st
 
 def leave_a_killed_writers_file(store: ParquetStore) -> None:
     path = Path(store.place(MONTH))
-    path.with_name(".candles.parquet.tmp").write_bytes(path.read_bytes()[:-9])
+    path.with_name(".candles.parquet.0123456789abcdef.tmp").write_bytes(path.read_bytes()[:-9])
 
 
 def test_pandas_reads_the_folder_with_filters(

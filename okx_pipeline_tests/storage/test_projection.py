@@ -167,9 +167,9 @@ class Interrupted(ParquetStore):
         super().__init__(root)
         self._meanwhile = meanwhile
 
-    def write(self, *arguments: Any) -> None:
+    def write(self, *arguments: Any, **named: Any) -> None:
         self._meanwhile()
-        super().write(*arguments)
+        super().write(*arguments, **named)
 
 
 def test_what_lands_during_a_projection_waits_for_the_next(database: Database, tmp_path: Path) -> None:
