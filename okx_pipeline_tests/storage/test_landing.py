@@ -26,6 +26,7 @@ from okx_pipeline.storage.months import held_months, series_months
 from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.storage.projection import pending_months, project
 from okx_pipeline.timeframes import day_of
+from okx_pipeline_tests.storage.deadlocks import deadlocks, report
 
 AUGUST = 1785542400000
 MINUTE = 60_000
@@ -271,6 +272,7 @@ def test_two_writers_of_the_same_candles_neither_deadlock_nor_double(database: D
                 barrier.wait(timeout=60)
                 candles = [candle(minute) for minute in (minutes if order else reversed(minutes))]
                 landed.append(land(connection, candles, source=Source.REST, requested_at=now(connection)))
+            report(connection)
 
     writers = [threading.Thread(target=write, args=(order,)) for order in (0, 1)]
     for writer in writers:
@@ -281,6 +283,7 @@ def test_two_writers_of_the_same_candles_neither_deadlock_nor_double(database: D
         assert len(landed) == 2 * batches
         assert sum(result.inserted for result in landed) == 200 * batches == len(stored(connection))
         assert one(connection, "SELECT count(*) FROM trading.candlestick_revisions") == 0
+        assert deadlocks(connection) == 0
 
 
 def test_a_batch_whose_connection_is_cut_lands_whole_or_not_at_all(database: Database) -> None:
