@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 
-from okx_pipeline.errors import ExitStatus, PipelineError, UsageError
+from okx_pipeline.errors import ExitStatus, PipelineError, UsageError, command
 
 if TYPE_CHECKING:
     from okx_pipeline.history.backfill import Backfill, Plan, Progress, Report
@@ -723,10 +723,10 @@ def psql(context: typer.Context) -> None:
             password = connection.info.password
         # Everybody on this machine can read the arguments of a process, only its account the environment.
         environment = {**settings.environment(), "PGPASSWORD": password}
-        command = [program, "-d", _without_password(database.url), *context.args]
+        invocation = [program, "-d", _without_password(database.url), *context.args]
         # Ctrl-C ends a query of psql's, not psql.
         signal.signal(signal.SIGINT, lambda *_: None)
-        ended = subprocess.run(command, env=environment, check=False)
+        ended = subprocess.run(invocation, env=environment, check=False)
     raise typer.Exit(ended.returncode)
 
 
@@ -751,7 +751,7 @@ def _check_there_is_a_store(settings: "Settings") -> None:
     except OSError as problem:
         raise UsageError(f"OKX_HOME {settings.root} cannot be read: {problem.strerror}") from problem
     if not there_is_one:
-        raise PipelineError(f"there is no store in {settings.root} yet; start with: okx-pipeline up")
+        raise PipelineError(f"there is no store in {settings.root} yet; start with: {command('up')}")
 
 
 def _series(
