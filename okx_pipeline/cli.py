@@ -210,7 +210,7 @@ def gaps(
         for line in found.lines():
             _print(line)
     if found.missing:
-        what = "OKX did not serve them now" if repair else "fetch them with: okx-pipeline gaps --repair"
+        what = "OKX did not serve them now" if repair else f"fetch them with: {command('gaps --repair')}"
         raise PipelineError(f"{found.missing:,} candles are missing; {what}")
 
 
@@ -663,7 +663,8 @@ def subscribe(
         if named is not None and each.since_ms < since_ms:
             _tell(
                 f"{each.symbol} {each.timeframe} is subscribed since {utc(each.since_ms):%Y-%m-%d} and stays so; "
-                f"to begin on {named}: okx-pipeline unsubscribe {each.symbol} --timeframes {each.timeframe}, and again"
+                f"to begin on {named}: "
+                f"{command(f'unsubscribe {each.symbol} --timeframes {each.timeframe}')}, and subscribe again"
             )
     _print_subscriptions(changed, as_json)
 
@@ -686,7 +687,7 @@ def unsubscribe(
     with _database(settings, existing=True) as database, database.connect() as connection:
         changed = want_no_more(connection, wanted, lengths, now_ms)
     others = [symbol for symbol in dict.fromkeys(wanted) if symbol not in {each.symbol for each in changed}]
-    told = f"{', '.join(others)}: not subscribed; see: okx-pipeline subscriptions"
+    told = f"{', '.join(others)}: not subscribed; see: {command('subscriptions')}"
     if not changed:
         raise UsageError(told)
     if others:
@@ -738,7 +739,7 @@ def _overview(settings: "Settings") -> "tuple[str, StoreOverview, Ledger, Stream
     with _database(settings, migrated=False, existing=True) as database, database.connect() as connection:
         pending = pending_migrations(connection)
         if pending:
-            raise PipelineError(f"the schema lacks {', '.join(pending)}; run: okx-pipeline migrate")
+            raise PipelineError(f"the schema lacks {', '.join(pending)}; run: {command('migrate')}")
         stream = stream_health(connection)
         return database.place, overview(connection), ledger(connection, stream.now_ms), stream
 

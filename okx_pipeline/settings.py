@@ -19,7 +19,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from okx_pipeline.candles import parse_symbols
-from okx_pipeline.errors import UsageError
+from okx_pipeline.errors import UsageError, command
 from okx_pipeline.timeframes import Timeframe, parse_timeframe, parse_timeframes
 
 log = logging.getLogger(__name__)
@@ -329,7 +329,7 @@ def read_settings_of_home() -> Settings:
         written = {}
     urls = {"rest_url": written.get("OKX_REST_URL", ""), "ws_url": written.get("OKX_WS_URL", "")}
     if not all(map(_is_here, urls.values())):
-        raise UsageError(f"{file} does not say where the replay is; `okx-pipeline up --replay …` writes it anew")
+        raise UsageError(f"{file} does not say where the replay is; `{command('up --replay …')}` writes it anew")
     return settings.model_copy(update=urls)
 
 

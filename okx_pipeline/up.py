@@ -30,7 +30,7 @@ import msgspec
 import psutil
 
 from okx_pipeline.cross_site import LOOPBACK
-from okx_pipeline.errors import AlreadyRunningError, ExitStatus, PipelineError, UsageError
+from okx_pipeline.errors import AlreadyRunningError, ExitStatus, PipelineError, UsageError, command
 from okx_pipeline.logs import JsonLines, LogFile, Mask, copy_lines, last_message, mask_of
 from okx_pipeline.monitor.terminal import Board
 from okx_pipeline.settings import Settings
@@ -199,7 +199,7 @@ def run(settings: Settings, *, port: int, replay: Sequence[str] | None, board: B
                         _end_runs(port, before_s)
                         say(f"Dagster UI   http://{HOST}:{port}")
                         say(f"Data quality {settings.pages_url}")
-                        say(f"PostgreSQL   {database.place}  ({_in_home(settings)}.venv/bin/okx-pipeline psql)")
+                        say(f"PostgreSQL   {database.place}  ({_in_home(settings)}{command('psql')})")
                         say(f"Parquet      {settings.parquet_root}")
                         say(f"OKX          {settings.rest_url}")
                         say(f"Logs         {logs}")

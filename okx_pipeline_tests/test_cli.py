@@ -566,7 +566,7 @@ def test_a_first_day_that_is_not_taken_is_told_and_taken_after_unsubscribing(pro
     assert since(later) == "2016-08-10"
     assert later.stderr == (
         f"{BTC} 1h is subscribed since 2016-08-10 and stays so; "
-        f"to begin on 2026-08-10: okx-pipeline unsubscribe {BTC} --timeframes 1h, and again\n"
+        f"to begin on 2026-08-10: okx-pipeline unsubscribe {BTC} --timeframes 1h, and subscribe again\n"
     )
     assert document(program("coverage", "--json"), 0)[0]["missing"] > 365 * 24
     ended = done(program("unsubscribe", BTC, "ETH-USDT", "--timeframes", "1h"))
@@ -826,9 +826,8 @@ def test_the_status_is_not_healthy_when_candles_are_missing_for_more_than_a_day(
     told = collected("status")
     assert told.returncode == 1
     assert "240 to fetch, 2 missing for more than a day, 48 in Parquet\n" in told.stdout
-    problem = (
-        f"2 candles are missing for more than a day, 2 of them of {BTC} 1h; mend them with: okx-pipeline gaps --repair"
-    )
+    repair = "okx-pipeline gaps --repair"
+    problem = f"2 candles are missing for more than a day, 2 of them of {BTC} 1h; repair them with: {repair}"
     assert told.stderr == f"error: {problem}\n"
     sick = document(collected("status", "--json"), 1)
     assert (sick["healthy"], sick["problem"], sick["series"][0]["overdue"]) == (False, problem, 2)

@@ -107,6 +107,12 @@ def test_only_the_settings_read_the_environment(module: Path) -> None:
 
 
 @modules
+def test_no_message_writes_out_a_command_that_the_user_may_have_to_type_otherwise(module: Path) -> None:
+    # errors.command() knows the program as it was typed; PROGRAM stands in what is stored.
+    assert not [text for text in texts(module) if re.search(r"okx-pipeline(`|\b) +[a-z]|python -m okx_pipeline ", text)]
+
+
+@modules
 def test_every_module_says_what_belongs_in_it(module: Path) -> None:
     assert ast.get_docstring(ast.parse(module.read_text()))
 

@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 from zlib import crc32
 
-from okx_pipeline.errors import AlreadyRunningError
+from okx_pipeline.errors import AlreadyRunningError, command
 from okx_pipeline.exchange.errors import RetryableError
 from okx_pipeline.history.backfill import Backfill
 from okx_pipeline.storage.candle_store import CandleStore
@@ -298,7 +298,7 @@ class Upkeep:
 
     def _why_kept(self, state: SeriesMonthState) -> str | None:
         if state.missing:
-            return f"{state.missing:,} candles are missing; see: okx-pipeline gaps"
+            return f"{state.missing:,} candles are missing; see: {command('gaps')}"
         if not state.closed:
             return "the ledger has not counted all of it"
         if state.waiting:

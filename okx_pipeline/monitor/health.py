@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from okx_pipeline.errors import command
 from okx_pipeline.storage.overview import SeriesLedger, StoreOverview
 from okx_pipeline.stream.health import StreamHealth
 
@@ -75,7 +76,7 @@ def overdue(held: Ledger) -> str | None:
     worst = max(held.values(), key=lambda each: each.overdue)
     return (
         f"{missing:,} candles are missing for more than a day, {worst.overdue:,} of them of {worst.symbol} "
-        f"{worst.timeframe}; mend them with: okx-pipeline gaps --repair"
+        f"{worst.timeframe}; repair them with: {command('gaps --repair')}"
     )
 
 
@@ -85,7 +86,7 @@ def failing(store: StoreOverview) -> str | None:
         return None
     return (
         f"the checks fail on {store.quality.with_errors:,} series-days of the week to {store.quality.day}; "
-        "see: okx-pipeline validate"
+        f"see: {command('validate')}"
     )
 
 

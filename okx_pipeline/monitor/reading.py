@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final, Self
 
-from okx_pipeline.errors import PipelineError
+from okx_pipeline.errors import PipelineError, command
 from okx_pipeline.monitor.health import Health, Ledger, health_of
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage.activity import (
@@ -211,7 +211,7 @@ class Reader:
             pending = pending_migrations(connection)
             if pending:
                 connection.close()
-                raise PipelineError(f"the schema lacks {', '.join(pending)}; run: okx-pipeline migrate")
+                raise PipelineError(f"the schema lacks {', '.join(pending)}; run: {command('migrate')}")
             self._connection = connection
         return self._connection
 

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.status import Status
 from rich.text import Text
 
-from okx_pipeline.errors import PipelineError, UsageError
+from okx_pipeline.errors import PipelineError, UsageError, command
 from okx_pipeline.monitor.reading import Reader, Reading
 from okx_pipeline.monitor.screen import ASCII, UNICODE, Strokes, frame, head_lines, printable
 from okx_pipeline.settings import Settings
@@ -207,7 +207,7 @@ def watch(settings: Settings, database: Database) -> None:
     """
     console = console_of(sys.stdout)
     if not sys.stdout.isatty():
-        raise UsageError("there is no terminal here to draw on; see: okx-pipeline monitor --once")
+        raise UsageError(f"there is no terminal here to draw on; see: {command('monitor --once')}")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
+from okx_pipeline.errors import command
 from okx_pipeline.history.backfill import Backfill, Progress
 from okx_pipeline.quality.gaps import Expectations, Findings, SeriesRange, Wanted, detect
 from okx_pipeline.quality.repair import repair
@@ -69,7 +70,7 @@ class GapsReport:
             lines += [f"    {_line(gap)}" for gap in gaps[:LISTED]]
             if len(gaps) > LISTED:
                 lines.append(f"    and {len(gaps) - LISTED:,} more; --json lists them all")
-        return lines or ["nothing is subscribed; see: okx-pipeline subscribe --help"]
+        return lines or [f"nothing is subscribed; see: {command('subscribe --help')}"]
 
 
 async def look_for_gaps(

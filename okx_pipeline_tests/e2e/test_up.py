@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -173,8 +174,18 @@ def test_a_workspace_of_ones_own_is_loaded_beside_ours_which_wins_a_name(system:
         assert ours.endswith("/workspace.yaml")
 
 
-def test_it_says_how_the_database_of_this_home_is_looked_into(running: Up) -> None:
-    assert re.search(r"  \(OKX_HOME='/.*' \.venv/bin/okx-pipeline psql\)$", running.await_line("PostgreSQL   "))
+def test_the_command_that_it_names_looks_into_the_database_of_this_home(system: System, running: Up) -> None:
+    [named] = re.findall(r"  \(OKX_HOME='/.*' (.*okx-pipeline psql)\)$", running.await_line("PostgreSQL   "))
+    ended = subprocess.run(
+        ["sh", "-c", f"{named} -At -c 'select count(*) FROM trading.subscriptions'"],
+        cwd=system.folder,
+        # The terminal's encoding lacks letters of the home's name, so that it is not read off the line.
+        env={name: system.environment[name] for name in ("PATH", "HOME", "OKX_HOME")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert int(ended.stdout or 0) > 0, ended.stderr
 
 
 def test_nothing_listens_but_on_the_loopback(system: System, running: Up) -> None:
