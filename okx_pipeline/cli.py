@@ -41,6 +41,8 @@ app: Final = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_FINDINGS_SHOWN: Final = 20
+
 _INTERRUPTED: Final = 130
 """What Typer makes of Ctrl-C."""
 
@@ -475,7 +477,7 @@ def status(as_json: Json = False) -> None:
         if as_json:
             _print_json({"healthy": False, "problem": str(failure)})
         raise
-    problem = problem_of(store, held, stream)
+    problem = problem_of(store, stream)
     if as_json:
         _print_json(
             {
@@ -495,6 +497,41 @@ def status(as_json: Json = False) -> None:
         _print_status(settings, place, store, held, stream)
     if problem is not None:
         raise PipelineError(problem)
+
+
+@app.command()
+def accept(
+    symbol: Annotated[str | None, typer.Argument(metavar="SYMBOL")] = None,
+    timeframe: Annotated[str | None, typer.Argument(metavar="TIMEFRAME")] = None,
+    day: Annotated[str | None, typer.Argument(metavar="DAY", help="UTC day, as 2026-08-01.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for whoever asks later.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Show what is accepted; change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take note of what is found on a day, as OKX's own or known; it holds until the day's content changes."""
+    from okx_pipeline.candles import parse_symbol
+    from okx_pipeline.storage.findings import accept as take_note
+    from okx_pipeline.storage.findings import accepted_findings
+    from okx_pipeline.storage.landing import SeriesDay
+    from okx_pipeline.timeframes import parse_timeframe
+
+    if not listed and (symbol is None or timeframe is None or day is None or not (reason or "").strip()):
+        raise UsageError("accept takes SYMBOL TIMEFRAME DAY --reason TEXT, or --list")
+    if listed and symbol is not None:
+        raise UsageError("--list takes no SYMBOL; it shows everything that is accepted")
+    with _database(_settings(), existing=True) as database, database.connect() as connection:
+        if not listed:
+            key = SeriesDay(parse_symbol(symbol or ""), parse_timeframe(timeframe or "").name, _day("DAY", day or ""))
+            take_note(connection, key, (reason or "").strip())
+        found = accepted_findings(connection)
+    if as_json:
+        _print_json([asdict(each) for each in found])
+        return
+    for each in found:
+        holds = "" if each.holds else "; the day has changed since, so this holds no more"
+        _print(f"{each.symbol} {each.timeframe} {each.day}: {each.reason}{holds}")
+    if not found:
+        _print("nothing is accepted")
 
 
 @app.command()
@@ -524,6 +561,7 @@ def _series_record(series: "SeriesOverview", held: "SeriesLedger | None") -> dic
 def _print_status(
     settings: "Settings", place: str, store: "StoreOverview", ledger: "Ledger", stream: "StreamHealth"
 ) -> None:
+    from okx_pipeline.monitor.health import told
     from okx_pipeline.timeframes import utc
 
     grows = "" if store.growth_bytes_a_day is None else f", {store.growth_bytes_a_day / 1e6:+,.1f} MB a day"
@@ -531,10 +569,10 @@ def _print_status(
     _print(f"Parquet at {settings.parquet_root}")
     _print(f"{store.quarantined:,} rows in quarantine, {store.revisions:,} revisions")
     if store.quality is None:
-        _print("nothing has been judged yet")
+        _print("no series-day is judged yet")
     else:
         _print(
-            "{series_days:,} series-days of the week to {day} judged: {with_errors:,} with errors, "
+            "{series_days:,} series-days judged, {unjudged:,} not judged: {with_errors:,} with errors, "
             "{with_warnings:,} with warnings".format(**asdict(store.quality))
         )
     if stream.sidecar is None:
@@ -554,6 +592,13 @@ def _print_status(
             waiting += f", {silent.late_ms // 1000:,} s late{f': {silent.refused}' if silent.refused else ''}"
         held += _of_expected(ledger.get((series.symbol, series.timeframe)), fetched=stream.is_alive)
         _print(f"{series.symbol:<20} {series.timeframe:>4}  {held}, {series.projected_rows:,} in Parquet{waiting}")
+    lines = list(told(store.findings, settings.pages_url))
+    for line in lines[:_FINDINGS_SHOWN]:
+        _print(line)
+    if len(lines) > _FINDINGS_SHOWN:
+        _print(f"and {len(lines) - _FINDINGS_SHOWN:,} more findings; --json lists them")
+    if store.findings.accepted:
+        _print(f"{store.findings.accepted:,} findings accepted; see: {command('accept --list')}")
 
 
 def _of_expected(held: "SeriesLedger | None", *, fetched: bool) -> str:

@@ -25,6 +25,7 @@ from okx_pipeline.settings import read_settings
 from okx_pipeline.storage.activity import OpenDay, OpenGaps
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Connection, Database
+from okx_pipeline.storage.findings import DamagedMonth, FailingCheck, Findings, MissingCandles, OpenIncident
 from okx_pipeline.storage.landing import land
 from okx_pipeline.storage.overview import SeriesLedger, StoreOverview
 from okx_pipeline.storage.parquet import ParquetStore
@@ -297,11 +298,30 @@ def stream(status: SidecarStatus | None, late: dict[str, int] | None = None) -> 
     return StreamHealth(status, NOW_MS, silent)
 
 
-def whole(**quality: int) -> StoreOverview:
+def whole(found: Findings | None = None) -> StoreOverview:
     at = datetime(2026, 8, 20, tzinfo=UTC)
-    figures: dict[str, Any] = {"series_days": 7, "with_errors": 0, "with_warnings": 0, **quality}
-    judged = QualitySummary(day=DAY, validated_at=at, **figures)
-    return StoreOverview("18", 10**6, 10**4, "market", 0, 0, judged, [])
+    judged = QualitySummary(day=DAY, validated_at=at, series_days=7, unjudged=0, with_errors=0, with_warnings=0)
+    return StoreOverview("18", 10**6, 10**4, "market", 0, 0, judged, [], found or Findings())
+
+
+LONG_AGO = date(2024, 2, 29)
+A_MISSING = Findings(
+    [MissingCandles("A", "1m", LONG_AGO, 12, None)],
+    missing_candles=12,
+    missing_days=1,
+    series=frozenset({("A", "1m")}),
+)
+A_FAILING = Findings(
+    checks=[FailingCheck("A", "1m", LONG_AGO, "ohlc_sanity", "postgres", ["low_at_most_open"], "a.html", None)],
+    failing_days=1,
+    failing_checks=1,
+    series=frozenset({("A", "1m")}),
+)
+B_DAMAGED = Findings(
+    files=[DamagedMonth("B", "1m", date(2024, 2, 1), True, "/b: it is gone", None)],
+    damaged=1,
+    series=frozenset({("B", "1m")}),
+)
 
 
 FOUR = {(symbol, "1m"): None for symbol in "ABCD"}
@@ -317,19 +337,44 @@ CASES: dict[str, tuple[float, bool, str, dict[str, Any]]] = {
         *(75, True, "OKX refuses 1 series, B 1m: gone"),
         {"stream": stream(sidecar(refused={"B 1m": "gone"}))},
     ),
-    "a gap is being mended": (
-        *(75, True, "12 candles of 1 series are missing, and being mended"),
-        {"held": ledgers(A=(12, 0))},
+    "candles are missing on an old day": (
+        *(75, False, "12 candles missing on 1 series-day, the newest 12 of A 1m 2024-02-29; repair: okx-pipeline gaps"),
+        {"store": whole(A_MISSING)},
     ),
-    "a gap is not mended": (50, False, "are missing for more than a day", {"held": ledgers(A=(12, 12), B=(3, 0))}),
     "the same series is late and has a gap": (
         *(75, False, "late"),
-        {"stream": stream(sidecar(), {"A": 65_000}), "held": ledgers(A=(12, 0))},
+        {"stream": stream(sidecar(), {"A": 65_000}), "store": whole(A_MISSING)},
+    ),
+    "an archived file is damaged": (
+        *(75, False, "1 Parquet file damaged: /b: it is gone; bring the file back from a backup"),
+        {"store": whole(B_DAMAGED)},
+    ),
+    "an incident is open": (
+        *(100, False, "1 incident open: the daemon is silent"),
+        {"store": whole(Findings(incidents=[OpenIncident(None, "the daemon is silent")]))},
+    ),
+    "a finding is accepted": (
+        *(100, True, "1 finding accepted; see: okx-pipeline accept --list"),
+        {"store": whole(Findings(accepted=1))},
+    ),
+    "a series that is held and not subscribed has a finding": (
+        *(80, False, "12 candles missing"),
+        {
+            "store": whole(A_MISSING),
+            "wanted": dict.fromkeys([(name, "1m") for name in "BCDE"]),
+            "held": ledgers(A=(12, 0)),
+        },
     ),
     "the sidecar is dead": (0, False, "does not beat since 60 s", {"stream": stream(sidecar(age_s=60))}),
     "it was stopped": (100, True, "no sidecar streams", {"stream": stream(sidecar("stopped", 60), {"A": 1})}),
     "there never was one": (100, True, "no sidecar streams", {"stream": stream(None)}),
-    "the checks fail": (100, False, "the checks fail on 2 series-days", {"store": whole(with_errors=2)}),
+    "a check fails on an old day": (
+        75,
+        False,
+        "1 check failing on 1 series-day, the newest ohlc_sanity of A 1m 2024-02-29; repair: okx-pipeline backfill "
+        "--refetch --symbols A --timeframes 1m --start 2024-02-29 --end 2024-03-01",
+        {"store": whole(A_FAILING)},
+    ),
     "nothing is subscribed": (100, True, "nothing is subscribed", {"wanted": {}}),
 }
 

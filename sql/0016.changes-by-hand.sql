@@ -366,6 +366,8 @@ COMMENT ON COLUMN trading.candle_months.damaged_at IS 'When that was found, by t
 -- A day whose verdict is an error is repaired and checked again, some times.
 ALTER TABLE trading.coverage ADD COLUMN repairs smallint NOT NULL DEFAULT 0;
 
+CREATE INDEX coverage_repaired ON trading.coverage (symbol, day) WHERE repairs > 0;
+
 COMMENT ON COLUMN trading.coverage.repairs IS 'Repairs tried since the checks last found no error on the day';
 
 DO $$

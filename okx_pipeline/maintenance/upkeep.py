@@ -11,13 +11,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from time import monotonic
 from typing import Any, Final
 from zlib import crc32
 
 from okx_pipeline.errors import AlreadyRunningError, command
 from okx_pipeline.exchange.errors import RetryableError
 from okx_pipeline.history.backfill import Backfill
+from okx_pipeline.storage.audit import audit
 from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.damage import check_archived, damaged_files, look_at_files
 from okx_pipeline.storage.database import session_lock_if_free, translated
 from okx_pipeline.storage.landing import ensure_months
 from okx_pipeline.storage.months import SeriesMonthState, held_months, partition_states, series_months
@@ -36,7 +39,10 @@ SETTLED_AFTER_DAYS: Final = 45
 again by itself any more."""
 
 READ_BACK_DAYS: Final = 28
-"""Every live file is read back once in so many days, some of them each day: a disk does not tell what it has lost."""
+"""Every file is read back once in so many days, some of them each day: a disk does not tell what it has lost."""
+
+AUDIT_WITHIN_S: Final = 60.0
+"""So long a run audits what is due, for a store in which no sidecar does."""
 
 RESTORED_STAYS_DAYS: Final = 7
 """What was brought back is left alone for so long."""
@@ -198,6 +204,8 @@ class Upkeep:
 
     def prepare(self, *, account: bool = True) -> None:
         """Bring the files and the ledger up to date, which decide what can be settled and what can go."""
+        until = monotonic() + AUDIT_WITHIN_S
+        audit(self._connection, lambda took_s: monotonic() < until)
         self._store.project(self._to_read_back())
         if account:
             self._store.account(self._now_ms)
@@ -206,26 +214,20 @@ class Upkeep:
         """The live months whose turn it is; a projection makes a file that does not hold its rows anew."""
         today = self._now_ms // DAY_MS
         for state in series_months(self._connection):
-            if not state.archived and (crc32(str(state.key).encode()) + today) % READ_BACK_DAYS == 0:
+            if not state.archived and _is_its_turn(state.key, today):
                 yield state.key
 
     def damaged(self) -> dict[SeriesMonth, str]:
-        """Archived months whose file is gone, cut off or another, by what it says of itself: its rows are not read."""
-        found = {}
+        """Archived months whose file is damaged, and how; the files whose turn it is are read whole."""
+        today = self._now_ms // DAY_MS
+        place, look = None, True
+        while look:
+            place = look_at_files(self._connection, self._store.files, place, lambda took_s: True)
+            look = place is not None
         for month in held_months(self._connection):
-            if not month.archived:
-                continue
-            place = self._store.files.place(month.key)
-            try:
-                state = self._store.files.state(month.key)
-            except DamagedFileError as problem:
-                found[month.key] = str(problem)
-            else:
-                if state is None:
-                    found[month.key] = f"{place}: it is gone"
-                elif month.content_hash not in {None, state.content_hash}:
-                    found[month.key] = f"{place}: it does not hold the rows that were archived in it"
-        return found
+            if month.archived and _is_its_turn(month.key, today):
+                check_archived(self._connection, self._store.files, month.key)
+        return {each.key: each.damage for each in damaged_files(self._connection) if each.archived}
 
     def plan(self, months: Collection[date] | None = None) -> list[MonthPlan]:
         """What is to be done in `months`, or in every month; those with nothing to do included."""
@@ -348,6 +350,11 @@ class Upkeep:
         done.vacuumed = vacuum_month(self._connection, month, state.fingerprint)
 
 
+def _is_its_turn(key: SeriesMonth, today: int) -> bool:
+    """Whether the file is read back today, the number of the UTC day since 1970."""
+    return (crc32(str(key).encode()) + today) % READ_BACK_DAYS == 0
+
+
 @dataclass(frozen=True, slots=True)
 class LookedAfter:
     """What was done, a month at a time where anything was, and what is left to be done now.
@@ -417,7 +424,7 @@ def bring_back(
         return {
             state.key: restore_month(store.connection, store.files, state.key)
             for state in series_months(store.connection, month)
-            if state.archived
+            if state.archived or state.damage is not None
             if not symbols or state.key.symbol in symbols
             if not names or state.key.timeframe in names
         }

@@ -1,9 +1,12 @@
 """How healthy everything is: what `status` and `monitor` call ill, and how much of what is subscribed is sound."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 from okx_pipeline.errors import command
+from okx_pipeline.quality.suites import Check
+from okx_pipeline.storage.findings import DamagedMonth, FailingCheck, Findings, MissingCandles
 from okx_pipeline.storage.overview import SeriesLedger, StoreOverview
 from okx_pipeline.stream.health import StreamHealth
 
@@ -17,13 +20,12 @@ class Health:
     Parameters
     ----------
     sound, wanted
-        Of the subscribed series, those that are sound: neither late nor refused by OKX, and with no candle missing on a
-        day that REST was read for. None while a sidecar ought to beat and does not.
+        Of the series that are subscribed or held, those that are sound: neither late nor refused by OKX, and without a
+        finding on any day. None is sound while a sidecar ought to send heartbeats and does not.
     reasons
         Why not all are, and whatever else ought to be known, the worst first.
     problem
-        What is wrong; None while all is healthy. A candle that was found missing within the last day is being mended:
-        its series is not sound, and that is no illness yet.
+        What is wrong; None while all is healthy.
     """
 
     sound: int
@@ -38,17 +40,19 @@ class Health:
 
 
 def health_of(store: StoreOverview, held: Ledger, stream: StreamHealth, wanted: Collection[tuple[str, str]]) -> Health:
-    """The health of everything, `wanted` being the subscribed series."""
+    """The health of everything, `wanted` being the subscribed series; what is held besides is wanted, too."""
+    wanted = {*wanted, *held}
     refused = {} if stream.sidecar is None else stream.sidecar.refused
     unsound = {key for key in wanted if f"{key[0]} {key[1]}" in refused}
-    with_gaps = {key for key in wanted if key in held and held[key].in_gaps}
-    unsound |= with_gaps
+    unsound |= wanted.intersection(store.findings.series)
     streams = stream.sidecar is not None and stream.sidecar.state != "stopped"
     if streams and stream.maintenance is None:
         unsound |= {(each.symbol, each.timeframe) for each in stream.silent}
     if streams and not stream.is_alive:
-        unsound = set(wanted)
-    reasons = [stream.problem, _refused(refused), overdue(held), _in_gaps(held, with_gaps), failing(store)]
+        unsound = wanted
+    reasons = [stream.problem, _refused(refused), *problems_of(store.findings)]
+    if store.findings.accepted:
+        reasons.append(f"{_number(store.findings.accepted, 'finding')} accepted; see: {command('accept --list')}")
     if not streams:
         reasons.append("no sidecar streams")
     if stream.maintenance is not None:
@@ -59,35 +63,89 @@ def health_of(store: StoreOverview, held: Ledger, stream: StreamHealth, wanted: 
         sound=len(wanted) - len(unsound),
         wanted=len(wanted),
         reasons=[reason for reason in reasons if reason is not None],
-        problem=problem_of(store, held, stream),
+        problem=problem_of(store, stream),
     )
 
 
-def problem_of(store: StoreOverview, held: Ledger, stream: StreamHealth) -> str | None:
+def problem_of(store: StoreOverview, stream: StreamHealth) -> str | None:
     """What is wrong, in one line; None while all is healthy."""
-    return stream.problem or overdue(held) or failing(store)
+    return "; ".join([*filter(None, [stream.problem]), *problems_of(store.findings)]) or None
 
 
-def overdue(held: Ledger) -> str | None:
-    """What is wrong if candles are missing though there was time to mend them. History on its way is no illness."""
-    missing = sum(each.overdue for each in held.values())
-    if not missing:
-        return None
-    worst = max(held.values(), key=lambda each: each.overdue)
-    return (
-        f"{missing:,} candles are missing for more than a day, {worst.overdue:,} of them of {worst.symbol} "
-        f"{worst.timeframe}; repair them with: {command('gaps --repair')}"
-    )
+def problems_of(found: Findings) -> list[str]:
+    """What the store knows to be wrong, a line a kind, each with what repairs the newest of it.
+
+    A running backfill or a stopped stream is not unhealthy.
+    """
+    problems = []
+    if found.files:
+        first = found.files[0]
+        problems.append(f"{_number(found.damaged, 'Parquet file')} damaged: {first.damage}{_repaired_by(first)}")
+    if found.checks:
+        newest = found.checks[0]
+        problems.append(
+            f"{_number(found.failing_checks, 'check')} failing on {_number(found.failing_days, 'series-day')}, "
+            f"the newest {newest.check} of {_day(newest)}{_repaired_by(newest)}"
+        )
+    if found.missing:
+        day = found.missing[0]
+        problems.append(
+            f"{_number(found.missing_candles, 'candle')} missing on {_number(found.missing_days, 'series-day')}, "
+            f"the newest {day.missing:,} of {_day(day)}{_repaired_by(day)}"
+        )
+    if found.incidents:
+        count = len(found.incidents)
+        problems.append(
+            f"{_number(count, 'incident')} open{', the oldest' if count > 1 else ''}: {found.incidents[0].text}"
+        )
+    return problems
 
 
-def failing(store: StoreOverview) -> str | None:
-    """What is wrong if the checks failed on a day of the last week that was judged."""
-    if store.quality is None or not store.quality.with_errors:
-        return None
-    return (
-        f"the checks fail on {store.quality.with_errors:,} series-days of the week to {store.quality.day}; "
-        f"see: {command('validate')}"
-    )
+def told(found: Findings, pages_url: str) -> Iterator[str]:
+    """Every finding as a line of its own, with its page and the command that repairs it."""
+    for file in found.files:
+        yield f"{file.symbol} {file.timeframe} {file.month:%Y-%m}: {file.damage}{_repaired_by(file)}"
+    for check in found.checks:
+        where = "" if check.store == "postgres" else " in Parquet"
+        page = f"; page: {pages_url}/quality/{check.page}" if check.page else ""
+        yield f"{_day(check)}: {check.check} fails{where} ({', '.join(check.failed)}){page}{_repaired_by(check)}"
+    for day in found.missing:
+        yield f"{_day(day)}: {_number(day.missing, 'candle')} missing{_repaired_by(day)}"
+    for incident in found.incidents:
+        yield f"incident: {incident.text}"
+
+
+def repair_of(finding: MissingCandles | FailingCheck | DamagedMonth) -> str | None:
+    """The command that repairs a finding; None where no command can."""
+    if isinstance(finding, DamagedMonth):
+        if finding.archived or "restore --month" in finding.damage:
+            return None
+        first, end = finding.month, (finding.month + timedelta(days=31)).replace(day=1)
+        what = "validate"
+    else:
+        first, end = finding.day, finding.day + timedelta(days=1)
+        what = "gaps --repair"
+        if isinstance(finding, FailingCheck) and finding.check != Check.COMPLETENESS:
+            is_file = finding.check == Check.STORE_PARITY or finding.store == "parquet"
+            what = "validate" if is_file else "backfill --refetch"
+    return command(f"{what} --symbols {finding.symbol} --timeframes {finding.timeframe} --start {first} --end {end}")
+
+
+def _repaired_by(finding: MissingCandles | FailingCheck | DamagedMonth) -> str:
+    repair = repair_of(finding)
+    if repair is not None:
+        return f"; repair: {repair}"
+    if isinstance(finding, DamagedMonth) and finding.archived:
+        return "; bring the file back from a backup"
+    return ""
+
+
+def _day(finding: MissingCandles | FailingCheck) -> str:
+    return f"{finding.symbol} {finding.timeframe} {finding.day}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _refused(refused: Mapping[str, str]) -> str | None:
@@ -95,8 +153,3 @@ def _refused(refused: Mapping[str, str]) -> str | None:
         return None
     first = min(refused)
     return f"OKX refuses {len(refused):,} series, {first}: {refused[first]}"
-
-
-def _in_gaps(held: Ledger, with_gaps: Collection[tuple[str, str]]) -> str | None:
-    mending = sum(held[key].in_gaps - held[key].overdue for key in with_gaps)
-    return f"{mending:,} candles of {len(with_gaps):,} series are missing, and being mended" if mending else None

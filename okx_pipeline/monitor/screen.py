@@ -73,7 +73,8 @@ def head_lines(reading: Reading, width: int, strokes: Strokes) -> Iterator[Text]
 def _health(reading: Reading, width: int) -> Iterator[Text]:
     health = reading.health
     style = _BAD if health.problem else _ODD if health.percent < 100 else _GOOD
-    yield _labelled("Health", percent(health.percent), style, f"  {health.sound:,} of {health.wanted:,} series sound")
+    headline = "not healthy" if health.problem and health.percent >= 100 else percent(health.percent)
+    yield _labelled("Health", headline, style, f"  {health.sound:,} of {health.wanted:,} series sound")
     for reason in health.reasons[:MOST_REASONS]:
         for line in wrap(reason, width - _LABEL, subsequent_indent="  ")[:MOST_LINES]:
             yield _labelled("", line, style if style != _GOOD else "")
@@ -144,10 +145,12 @@ def _store(reading: Reading, strokes: Strokes) -> str:
 def _quality(reading: Reading, strokes: Strokes) -> str:
     parts = [_gaps(reading)]
     if reading.store.quality is None:
-        parts.append("nothing judged yet")
+        parts.append("no series-day judged yet")
     else:
         quality = reading.store.quality
         parts.append(f"{quality.series_days:,} series-days judged, {quality.with_errors:,} with errors")
+        if quality.unjudged:
+            parts.append(f"{quality.unjudged:,} not judged")
     if reading.store.quarantined:
         parts.append(f"{reading.store.quarantined:,} in quarantine")
     return strokes.dot.join(parts)

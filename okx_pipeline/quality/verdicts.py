@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from okx_pipeline.quality.consistency import check
+from okx_pipeline.quality.copies import is_repairable, repair_copies
 from okx_pipeline.quality.data_docs import Built, DataDocs
 from okx_pipeline.quality.validation import validate
 from okx_pipeline.storage.candle_store import CandleStore
@@ -31,6 +32,7 @@ from okx_pipeline.storage.quality_results import (
     newest_day,
     verdicts_by_day,
 )
+from okx_pipeline.storage.quality_rows import SeriesKey
 from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe
 
 
@@ -159,11 +161,24 @@ def _judge(store: CandleStore, docs: DataDocs, day: date, rows: Sequence[DayCove
     for symbol in sorted({row.symbol for row in rows}):
         _compare(store, symbol, day)
     series = [(row.symbol, row.timeframe) for row in rows]
-    verdicts = validate(store.connection, store.files, series, day, docs=docs)
+    verdicts = _validated(store, docs, day, series)
+    repaired = repair_copies(store, day, verdicts)
+    if repaired:
+        verdicts = [each for each in verdicts if (each.symbol, each.timeframe) not in repaired]
+        verdicts += _validated(store, docs, day, sorted(repaired))
     at = min(verdict.validated_at for verdict in verdicts)
-    verdicts += validate(store.connection, store.files, series, day, store=Store.PARQUET, docs=docs)
-    note_judged(store.connection, (SeriesDay(*key, day) for key in series), at)
+    in_vain = {SeriesDay(each.symbol, each.timeframe, day) for each in verdicts if is_repairable(each)}
+    note_judged(store.connection, (SeriesDay(*key, day) for key in series), at, in_vain)
     return verdicts
+
+
+def _validated(store: CandleStore, docs: DataDocs, day: date, series: Sequence[SeriesKey]) -> list[Verdict]:
+    """The verdicts on both stores; those on PostgreSQL's rows first."""
+    return [
+        verdict
+        for each in (Store.POSTGRES, Store.PARQUET)
+        for verdict in validate(store.connection, store.files, series, day, store=each, docs=docs)
+    ]
 
 
 def _compare(store: CandleStore, symbol: str, day: date) -> None:

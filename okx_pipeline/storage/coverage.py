@@ -25,6 +25,9 @@ from okx_pipeline.timeframes import DAY_MS, GRACE_MS, Timeframe, day_ms, day_of,
 DAYS_AT_ONCE: Final = 1_000
 """Series-days a transaction counts: enough that statements do not matter, few enough that nobody waits for the lock."""
 
+MOST_REPAIRS: Final = 5
+"""Repairs of a day that are tried; then its error stands until somebody does something about it."""
+
 _BEHIND: Final[LiteralString] = "SELECT symbol, timeframe, day FROM trading.landing_marks WHERE counted < revision"
 _OPEN: Final[LiteralString] = "SELECT symbol, timeframe, day FROM trading.coverage WHERE content_hash IS NULL"
 
@@ -183,19 +186,40 @@ WHERE (read_at AT TIME ZONE 'UTC') < trading.reconcile_at(timeframe, day)
 """
 
 
-# A day of which something is missing is judged when that is settled, or a day later, whatever has come of it.
+# A day with missing candles is checked when those are repaired or proven absent, or a day later in any case. A day that
+# was repaired in vain is checked again after 10, 20, 40 and 80 minutes, and repaired each time.
 _UNJUDGED: Final[LiteralString] = """
-SELECT symbol, timeframe, day FROM trading.coverage
-WHERE content_hash IS NOT NULL AND (judged_at IS NULL OR judged_at < counted_at) AND symbol = ANY(%s)
-  AND read_at IS NOT NULL AND present > 0
-  AND (missing = 0 OR counted_at < clock_timestamp() - interval '1 day')
+SELECT symbol, timeframe, day FROM (
+    SELECT symbol, timeframe, day, read_at, present, missing, counted_at FROM trading.coverage
+    WHERE content_hash IS NOT NULL AND (judged_at IS NULL OR judged_at < counted_at) AND symbol = ANY(%(symbols)s)
+    UNION
+    SELECT symbol, timeframe, day, read_at, present, missing, counted_at FROM trading.coverage
+    WHERE repairs > 0 AND content_hash IS NOT NULL AND symbol = ANY(%(symbols)s) AND repairs < %(repairs)s
+      AND judged_at < clock_timestamp() - interval '5 minutes' * 2 ^ repairs
+) AS known
+WHERE read_at IS NOT NULL AND present > 0 AND (missing = 0 OR counted_at < clock_timestamp() - interval '1 day')
+  AND (NOT %(failing)s OR EXISTS (
+      SELECT FROM trading.quality_results AS verdict
+      WHERE verdict.symbol = known.symbol AND verdict.timeframe = known.timeframe AND verdict.day = known.day
+        AND verdict.severity = 'critical'
+  ))
 """
 
 _NOTE_JUDGED: Final[LiteralString] = """
-UPDATE trading.coverage AS known SET judged_at = %s
-FROM unnest(%s::text[], %s::text[], %s::date[]) AS judged (symbol, timeframe, day)
+UPDATE trading.coverage AS known SET
+    judged_at = %s, repairs = CASE WHEN judged.in_vain THEN least(known.repairs, 32000) + 1 ELSE 0 END
+FROM unnest(%s::text[], %s::text[], %s::date[], %s::boolean[]) AS judged (symbol, timeframe, day, in_vain)
 WHERE known.symbol = judged.symbol AND known.timeframe = judged.timeframe AND known.day = judged.day
   AND known.content_hash IS NOT NULL
+"""
+
+_JUDGE_AGAIN: Final[LiteralString] = """
+UPDATE trading.coverage AS known SET judged_at = NULL
+WHERE symbol = %s AND timeframe = %s AND day >= %s AND day < (%s + interval '1 month')::date AND EXISTS (
+    SELECT FROM trading.quality_results AS verdict
+    WHERE verdict.symbol = known.symbol AND verdict.timeframe = known.timeframe AND verdict.day = known.day
+      AND verdict.severity = 'critical'
+)
 """
 
 
@@ -493,16 +517,39 @@ def unfinished_days(connection: Connection, symbols: Sequence[str]) -> list[Unfi
     ]
 
 
-def unjudged_days(connection: Connection, symbols: Sequence[str]) -> list[SeriesDay]:
-    """The closed days that REST was read for and that the quality checks have not judged as they are now."""
-    return [SeriesDay(*row) for row in connection.execute(_UNJUDGED, (list(symbols),))]
+def unjudged_days(connection: Connection, symbols: Sequence[str], *, failing: bool = False) -> list[SeriesDay]:
+    """The closed days that REST was read for and that the quality checks have not judged as they are now.
+
+    Parameters
+    ----------
+    failing
+        Only days whose standing verdict is an error: something has changed there, or is to be repaired again.
+    """
+    parameters = {"symbols": list(symbols), "failing": failing, "repairs": MOST_REPAIRS}
+    return [SeriesDay(*row) for row in connection.execute(_UNJUDGED, parameters)]
 
 
-def note_judged(connection: Connection, days: Iterable[SeriesDay], at: datetime) -> None:
-    """Write down that the quality checks judged `days` as they were at `at`, by the database's clock."""
+def note_judged(
+    connection: Connection, days: Iterable[SeriesDay], at: datetime, in_vain: Collection[SeriesDay]
+) -> None:
+    """Note that the quality checks judged `days` as they were at `at`, by the database's clock.
+
+    Parameters
+    ----------
+    in_vain
+        Those whose repair left an error that another repair may end.
+    """
+    keys = sorted(days)
     with connection.transaction():
         lock_ledger(connection)
-        connection.execute(_NOTE_JUDGED, (at, *_columns(sorted(days))))
+        connection.execute(_NOTE_JUDGED, (at, *_columns(keys), [key in in_vain for key in keys]))
+
+
+def judge_again(connection: Connection, month: SeriesMonth) -> None:
+    """Have the days of `month` judged again whose standing verdict is an error: its file was written again."""
+    with connection.transaction():
+        lock_ledger(connection)
+        connection.execute(_JUDGE_AGAIN, (*month, month.month))
 
 
 def days_to_reconcile(connection: Connection, symbols: Sequence[str], now_ms: int) -> list[SeriesDay]:

@@ -334,6 +334,12 @@ def mark_landings(connection: Connection) -> None:
     connection.execute(_MARK_NOTED)
 
 
+def leave_marks(connection: Connection, days: Collection[SeriesDay]) -> None:
+    """Mark `days` as changed, so that they are counted and projected again; those of archived months are left out."""
+    if days:
+        connection.execute("SELECT trading.leave_marks(%s, %s, %s, false)", _columns(days))
+
+
 def with_months(connection: Connection, months: Collection[date], write: Callable[[], T]) -> T:
     """Make the partitions of `months` where they are not there, and then `write`, which has a transaction of its own.
 

@@ -27,7 +27,7 @@ WITH ledger AS (
 SELECT known.symbol, known.timeframe, known.month, known.state = 'archived', coalesce(known.rows, 0),
        coalesce(ledger.missing, 0), coalesce(ledger.closed, false), coalesce(ledger.confirmed, false),
        waiting.month IS NOT NULL, known.rebuilt_hash IS NOT DISTINCT FROM known.content_hash,
-       known.archived_at, known.restored_at
+       known.archived_at, known.restored_at, known.damage
 FROM trading.candle_months AS known
 LEFT JOIN ledger USING (symbol, timeframe, month)
 LEFT JOIN waiting USING (symbol, timeframe, month)
@@ -87,6 +87,8 @@ class SeriesMonthState:
         Whether the file was rebuilt for good since it last changed.
     archived_at, restored_at
         When its rows last left PostgreSQL and last came back.
+    damage
+        What is wrong with its file, or that PostgreSQL holds none of its rows; None where nothing is known to be.
     """
 
     key: SeriesMonth
@@ -99,6 +101,7 @@ class SeriesMonthState:
     rebuilt: bool
     archived_at: datetime | None
     restored_at: datetime | None
+    damage: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """The store at a glance: what each series holds, lacks and waits for. Cheap whatever the store's size."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, LiteralString
 
 from okx_pipeline.storage.database import Connection, one
+from okx_pipeline.storage.findings import Findings, findings
 from okx_pipeline.storage.quality_results import QualitySummary, summary
 from okx_pipeline.storage.sizes import noted_growth_a_day
 from okx_pipeline.timeframes import DAY_MS, parse_timeframe, utc
@@ -113,7 +114,7 @@ class SeriesLedger:
 
 @dataclass(frozen=True, slots=True)
 class StoreOverview:
-    """The whole store: PostgreSQL's version, its size and growth a day in bytes, whose prices, what needs a look."""
+    """The whole store: PostgreSQL's version, its size and growth a day in bytes, whose prices, and what is wrong."""
 
     server_version: str
     size_bytes: int
@@ -123,6 +124,7 @@ class StoreOverview:
     revisions: int
     quality: QualitySummary | None
     series: list[SeriesOverview]
+    findings: Findings = field(default_factory=Findings)
 
 
 def overview(connection: Connection) -> StoreOverview:
@@ -139,6 +141,7 @@ def overview(connection: Connection) -> StoreOverview:
         revisions=int(one(connection, "SELECT count(*) FROM trading.candlestick_revisions")),
         quality=summary(connection),
         series=series,
+        findings=findings(connection),
     )
 
 

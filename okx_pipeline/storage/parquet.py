@@ -124,6 +124,11 @@ class ParquetStore:
             if not self._prefix:
                 raise UsageError("OKX_PARQUET_URL names no bucket; write s3://bucket/prefix")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are in a folder, where looking at one costs nothing."""
+        return self._local is not None
+
     def place(self, month: SeriesMonth) -> str:
         """Where the file of `month` is: an absolute path or an s3:// URL without options."""
         if self._local is not None:

@@ -21,9 +21,17 @@ from psycopg import sql
 from pyarrow import csv
 
 from okx_pipeline.candles import VALUE_COLUMNS
+from okx_pipeline.errors import command
 from okx_pipeline.storage.database import Connection, StorageError, session_lock, snapshot
 from okx_pipeline.storage.gaps import lock_ledger
-from okx_pipeline.storage.landing import LEAVES_MARKS, ensure_months, mark_landings, with_months
+from okx_pipeline.storage.landing import (
+    LEAVES_MARKS,
+    SeriesDay,
+    ensure_months,
+    leave_marks,
+    mark_landings,
+    with_months,
+)
 from okx_pipeline.storage.parquet import (
     ARROW_SCHEMA,
     MOMENT,
@@ -172,7 +180,7 @@ def project_month(connection: Connection, store: ParquetStore, month: SeriesMont
             held = _held_hashes(connection, month)
             wanted = month_hash(held)
             damage, known = _look_at(store, month, wanted, expected=noted.content_hash is not None)
-            written = known is None or known.content_hash != wanted
+            written = known is None or known.content_hash != wanted or noted.damage is not None
             table = _rows(connection, month) if written else None
         rows = table.num_rows if table is not None else known.rows if known is not None else 0
         if table is not None and rows:
@@ -180,8 +188,11 @@ def project_month(connection: Connection, store: ParquetStore, month: SeriesMont
         if rows:
             elapsed_ms = int((perf_counter() - started) * 1000)
             _note(connection, month, rows, wanted, elapsed_ms if written else None)
+        elif known is not None and known.rows:
+            # Whoever emptied the month may not have meant to. The file is kept: it may be the last copy.
+            _note_emptied(connection, store, month, known.rows)
         _settle(connection, month, marks)
-    return Projected(month, rows, written, damage) if rows else None
+    return Projected(month, rows, written, damage or noted.damage) if rows else None
 
 
 def rebuild_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> bool:
@@ -218,7 +229,9 @@ def rebuild_month(connection: Connection, store: ParquetStore, month: SeriesMont
 
 
 def restore_month(connection: Connection, store: ParquetStore, month: SeriesMonth) -> int:
-    """Bring an archived month's rows back from its file into PostgreSQL; returns how many. A live one is left alone.
+    """Bring the rows of a month that PostgreSQL holds none of back from its file; returns how many.
+
+    That is an archived month, or one that somebody emptied. A live month with rows is left alone.
 
     Raises
     ------
@@ -226,19 +239,23 @@ def restore_month(connection: Connection, store: ParquetStore, month: SeriesMont
         If the file is not there or cannot be read whole; nothing has changed.
     """
     with session_lock(connection, "parquet", *map(str, month)):
-        state, noted_hash = _noted(connection, month)
-        if state != "archived":
+        noted = _noted(connection, month)
+        if noted.state != "archived" and (noted.damage is None or _held_hashes(connection, month)):
             return 0
         table = store.read(month)
-        if month_hash(day_hashes(table)) != noted_hash:
+        days = day_hashes(table)
+        if month_hash(days) != noted.content_hash:
             raise DamagedFileError(
-                f"{store.place(month)}: it does not hold the rows that were archived in it; bring it back from a backup"
+                f"{store.place(month)}: it does not hold the rows that were written to it; bring it back from a backup"
             )
 
         def write() -> None:
             with connection.transaction():
                 connection.execute(LEAVES_MARKS)
                 _copy_back(connection, month, table)
+                if noted.state != "archived":
+                    # The ledger has counted the month without them.
+                    leave_marks(connection, [SeriesDay(month.symbol, month.timeframe, day) for day in days])
                 # Whoever counts sees the rows and where they are as one.
                 lock_ledger(connection)
                 _set_state(connection, month, "live")
@@ -322,10 +339,11 @@ def _check_held(connection: Connection, store: ParquetStore, month: SeriesMonth,
 
 
 class _Noted(NamedTuple):
-    """What is known of a month and its file: ``live`` or ``archived``, and the hash of what was last projected."""
+    """What is known of a month and its file: ``live`` or ``archived``, the hash of what was last projected, damage."""
 
     state: str
     content_hash: str | None
+    damage: str | None = None
 
 
 def _check_unprojected_since(connection: Connection, month: SeriesMonth, noted: _Noted) -> None:
@@ -334,13 +352,14 @@ def _check_unprojected_since(connection: Connection, month: SeriesMonth, noted: 
     Locks are lost with their connection: if that was lost, this statement fails. If it was not, nobody else had the
     lock, and a difference was written by somebody who did not take it.
     """
-    if _noted(connection, month) != noted:
+    if _noted(connection, month)[:2] != noted[:2]:
         raise StorageError(f"{month} was projected or archived meanwhile; its file is left to the next pass")
 
 
 def _noted(connection: Connection, month: SeriesMonth) -> _Noted:
     found = connection.execute(
-        "SELECT state, content_hash FROM trading.candle_months WHERE symbol = %s AND timeframe = %s AND month = %s",
+        "SELECT state, content_hash, damage FROM trading.candle_months "
+        "WHERE symbol = %s AND timeframe = %s AND month = %s",
         month,
     ).fetchone()
     return _Noted(*found) if found else _Noted("live", None)
@@ -422,9 +441,18 @@ def _note(connection: Connection, month: SeriesMonth, rows: int, hashed: str, el
         "(symbol, timeframe, month, rows, content_hash, projected_at, projection_ms) "
         "VALUES (%s, %s, %s, %s, %s, clock_timestamp(), %s) "
         "ON CONFLICT (symbol, timeframe, month) DO UPDATE SET rows = excluded.rows, "
-        "content_hash = excluded.content_hash, projected_at = excluded.projected_at, "
+        "content_hash = excluded.content_hash, projected_at = excluded.projected_at, damage = NULL, damaged_at = NULL, "
         "projection_ms = coalesce(excluded.projection_ms, known.projection_ms)",
         (*month, rows, hashed, elapsed_ms),
+    )
+
+
+def _note_emptied(connection: Connection, store: ParquetStore, month: SeriesMonth, rows: int) -> None:
+    back = command(f"restore --month {month.month:%Y-%m} --symbols {month.symbol} --timeframes {month.timeframe}")
+    connection.execute(
+        "UPDATE trading.candle_months SET damage = %s, damaged_at = coalesce(damaged_at, clock_timestamp()) "
+        "WHERE symbol = %s AND timeframe = %s AND month = %s",
+        (f"{store.place(month)}: PostgreSQL holds none of its {rows:,} rows; bring them back with: {back}", *month),
     )
 
 

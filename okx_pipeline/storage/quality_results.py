@@ -83,13 +83,26 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class QualitySummary:
-    """The newest day judged, and of the week up to it the series-days: all, with an error, with a warning at worst."""
+    """How the days of the ledger fared, all of them.
+
+    Parameters
+    ----------
+    day, validated_at
+        The newest day judged, and as of when something was judged last.
+    series_days
+        Series-days with a standing verdict.
+    unjudged
+        Closed series-days with candles that were not judged, or have changed since.
+    with_errors, with_warnings
+        Series-days whose worst standing verdict is an error, or a warning.
+    """
 
     day: date
+    validated_at: datetime
     series_days: int
+    unjudged: int
     with_errors: int
     with_warnings: int
-    validated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +139,21 @@ ORDER BY day, symbol, timeframe, check_name, store
 """
 
 _SUMMARY: Final[LiteralString] = """
-WITH newest AS (SELECT max(day) AS day FROM trading.quality_results)
-SELECT newest.day, count(*), count(*) FILTER (WHERE error), count(*) FILTER (WHERE warned AND NOT error),
-       max(validated_at)
-FROM newest
-CROSS JOIN LATERAL (
-    SELECT bool_or(severity IS NOT DISTINCT FROM 'critical') AS error,
-           bool_or(severity IS NOT DISTINCT FROM 'warning') AS warned, max(validated_at) AS validated_at
-    FROM trading.quality_results AS result
-    WHERE result.day > newest.day - 7 AND result.day <= newest.day
-    GROUP BY result.symbol, result.timeframe, result.day
-) AS judged
-GROUP BY newest.day
+WITH newest AS (
+    SELECT max(day) AS day, max(validated_at) AS validated_at FROM trading.quality_results
+), ledger AS (
+    SELECT count(*) FILTER (WHERE judged_at IS NOT NULL) AS judged,
+           count(*) FILTER (WHERE judged_at IS NULL OR judged_at < counted_at) AS unjudged
+    FROM trading.coverage WHERE content_hash IS NOT NULL AND present > 0
+), failing AS (
+    SELECT bool_or(severity = 'critical') AS is_error
+    FROM trading.quality_results JOIN trading.coverage USING (symbol, timeframe, day)
+    WHERE NOT passed
+    GROUP BY symbol, timeframe, day
+)
+SELECT newest.day, newest.validated_at, ledger.judged, ledger.unjudged,
+       (SELECT count(*) FROM failing WHERE is_error), (SELECT count(*) FROM failing WHERE NOT is_error)
+FROM newest, ledger WHERE newest.day IS NOT NULL
 """
 
 _BY_DAY: Final[LiteralString] = """
@@ -211,7 +227,7 @@ def latest(
 
 
 def summary(connection: Connection) -> QualitySummary | None:
-    """How the last week that was judged fared; None if nothing ever was."""
+    """How everything that was judged fared; None if nothing ever was."""
     found = connection.execute(_SUMMARY).fetchone()
     return QualitySummary(*found) if found else None
 

@@ -28,11 +28,13 @@ from okx_pipeline.history.backfill import client_of
 from okx_pipeline.history.plan import Span, windows_of
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage import coverage, projection
+from okx_pipeline.storage.audit import audit
 from okx_pipeline.storage.candle_store import CandleStore
+from okx_pipeline.storage.damage import look_at_files
 from okx_pipeline.storage.database import Database, DatabaseError, StorageError
 from okx_pipeline.storage.landing import Landed
 from okx_pipeline.storage.opening import opened_database
-from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.request_budget import SharedBudget
 from okx_pipeline.storage.stream_status import Heartbeat, SidecarLock, beat, save_offsets, stream_offsets
 from okx_pipeline.storage.subscriptions import seed_subscriptions, subscriptions
@@ -57,6 +59,13 @@ PROJECT_WITHIN_S: Final = 1.0
 ACCOUNT_S: Final = 15.0
 ACCOUNT_SHARE: Final = 20
 """What moves is counted in the ledger this often, and for a twentieth of the time at the most."""
+
+AUDIT_WITHIN_S: Final = 0.75
+"""So long it audits the ledger each time, if anything is due: a twentieth of the time at the most."""
+
+FILES_S: Final = 15.0
+FILES_WITHIN_S: Final = 0.75
+"""So long it looks at what Parquet files say of themselves each time, some 3,000 of them."""
 
 LAY_OUT_WITHIN_S: Final = 10.0
 """So long it lays out new days in between."""
@@ -133,6 +142,7 @@ class Sidecar:
         self._catching_up: set[Series] = set()
         self._disputed: dict[tuple[Series, int], float] = {}
         self._account_from = 0.0
+        self._looked_at: SeriesMonth | None = None
         self._ended = Event()
         self._metrics = self._metrics_of(settings)
 
@@ -157,6 +167,9 @@ class Sidecar:
                 group.create_task(self._every(HEARTBEAT_S, self._beat))
                 group.create_task(self._every(KEEP_LOCK_S, self._keep_lock))
                 group.create_task(self._every(PROJECT_S, self._project))
+                if self._files.is_local:
+                    # Each look at an object store would be a request that somebody pays.
+                    group.create_task(self._every(FILES_S, self._look_at_files))
                 group.create_task(self._watch.run())
                 if self._metrics is not None:
                     group.create_task(self._metrics.run())
@@ -551,6 +564,22 @@ class Sidecar:
                 coverage.lay_out(
                     connection, self._files, now_ms, lambda took_s: not self._ended.wait(took_s) and monotonic() < until
                 )
+            until = monotonic() + AUDIT_WITHIN_S
+            differing = audit(connection, lambda took_s: not self._ended.is_set() and monotonic() < until)
+            if differing:
+                self.counters.wrong("rows differ from the ledger", f"{differing} days are counted again", differing)
+
+    async def _look_at_files(self) -> None:
+        await asyncio.to_thread(self._look_at_some_files)
+
+    def _look_at_some_files(self) -> None:
+        with self._database.connect() as connection:
+            self._looked_at = look_at_files(
+                connection,
+                self._files,
+                self._looked_at,
+                lambda took_s: not self._ended.is_set() and took_s < FILES_WITHIN_S,
+            )
 
     async def _project(self) -> None:
         await asyncio.to_thread(self._project_what_is_due)

@@ -185,7 +185,7 @@ def test_days_are_judged_when_they_are_read_and_again_when_they_change(
     read(connection, files, days)
     assert list(map(days_of, tick())) == [("verdict", str(days[99]), str(days[0]))]
     judged = [SeriesDay(BTC, "1d", day) for day in days]
-    note_judged(connection, judged, database_now(connection))
+    note_judged(connection, judged, database_now(connection), set())
     assert tick() == []
     late = datetime.now(tz=UTC) + timedelta(minutes=1)
     land(connection, [candle(day_ms(days[3]), "6")], source=Source.REST, requested_at=late)

@@ -217,7 +217,7 @@ def test_a_candle_of_an_archived_month_whose_file_is_damaged_keeps_no_other_from
 
 
 def test_writers_of_the_same_keys_wait_for_each_other_and_never_in_a_circle(database: Database) -> None:
-    """Somebody holds the key in the middle; a writer that came from the other end would hold the last and want the first.
+    """Somebody holds the middle key; a writer that came from the other end would hold the last and want the first.
 
     A landing that meets a deadlock begins anew, so only PostgreSQL's own count tells whether there was one.
     """
