@@ -19,7 +19,7 @@ import typer
 from okx_pipeline.errors import ExitStatus, PipelineError, UsageError, command
 
 if TYPE_CHECKING:
-    from okx_pipeline.history.backfill import Backfill, Plan, Progress, Report
+    from okx_pipeline.history.backfill import Plan, Progress, Report
     from okx_pipeline.maintenance.upkeep import MonthDone, MonthPlan
     from okx_pipeline.quality.gaps import Wanted as GapsWanted
     from okx_pipeline.quality.gaps_report import GapsReport
@@ -48,29 +48,16 @@ _INTERRUPTED: Final = 130
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else on stderr.")]
 Symbols = Annotated[
-    str | None, typer.Option("--symbols", metavar="A,B", help="Comma-separated; default: the subscribed ones.")
+    str | None,
+    typer.Option("--symbols", metavar="A,B", help="Comma-separated; default: all that are subscribed or held."),
 ]
 Timeframes = Annotated[
-    str | None, typer.Option("--timeframes", metavar="5m,1h", help="Comma-separated; default: the subscribed ones.")
+    str | None,
+    typer.Option("--timeframes", metavar="5m,1h", help="Comma-separated; default: all that are subscribed or held."),
 ]
 Start = Annotated[
-    str | None, typer.Option("--start", metavar="DATE", help="First UTC day, as 2026-08-01; default: since subscribed.")
-]
-LedgerTimeframes = Annotated[
     str | None,
-    typer.Option(
-        "--timeframes",
-        metavar="5m,1h",
-        help="Comma-separated; default: the subscribed ones, of symbols named all that are known.",
-    ),
-]
-LedgerStart = Annotated[
-    str | None,
-    typer.Option(
-        "--start",
-        metavar="DATE",
-        help="First UTC day, as 2026-08-01; default: since subscribed, of symbols named the first day known.",
-    ),
+    typer.Option("--start", metavar="DATE", help="First UTC day, as 2026-08-01; default: the first wanted or held."),
 ]
 End = Annotated[
     str | None, typer.Option("--end", metavar="DATE", help="The UTC day after the last one; default: until now.")
@@ -199,7 +186,7 @@ def gaps(
     repair: Annotated[bool, typer.Option("--repair", help="Fetch what is missing; prove what OKX lacks.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What is missing, read from the rows; exit status 1 while anything is missing and not explained."""
+    """What is missing, read from the rows; exit status 1 while anything is missing and not being fetched."""
     from okx_pipeline.quality.gaps import Wanted as GapsWanted
 
     settings = _settings()
@@ -211,22 +198,22 @@ def gaps(
     else:
         for line in found.lines():
             _print(line)
-    if found.missing:
+    missing = found.missing - found.being_fetched
+    if missing:
         what = "OKX did not serve them now" if repair else f"fetch them with: {command('gaps --repair')}"
-        raise PipelineError(f"{found.missing:,} candles are missing; {what}")
+        raise PipelineError(f"{missing:,} candles are missing; {what}")
 
 
 @app.command()
 def coverage(
-    start: LedgerStart = None,
+    start: Start = None,
     end: End = None,
     symbols: Symbols = None,
-    timeframes: LedgerTimeframes = None,
+    timeframes: Timeframes = None,
     as_json: Json = False,
 ) -> None:
     """What the ledger says of each series: candles expected, present, absent and missing."""
-    from okx_pipeline.storage.coverage import asked_for
-    from okx_pipeline.storage.subscriptions import every_subscription
+    from okx_pipeline.storage.coverage import series_coverage
 
     settings = _settings()
     named, lengths = _symbols(symbols), _timeframes(timeframes)
@@ -234,15 +221,13 @@ def coverage(
     with _database(settings, existing=True) as database:
         asyncio.run(_account(settings, database))
         with database.connect() as connection:
-            _refuse_unknown(connection, named)
-            rows = asked_for(connection, symbols=named, timeframes=lengths, start=first, end=last)
-            subscribed = any(not lengths or each.timeframe in lengths for each in every_subscription(connection))
+            _refuse_empty_scope(connection, named, lengths, first, last)
+            rows = series_coverage(connection, symbols=named, timeframes=lengths, start=first, end=last)
     if as_json:
         _print_json([{**asdict(row), "timeframe": row.timeframe.name, "percent": row.percent} for row in rows])
         return
     if not rows:
-        told = "nothing is expected there yet"
-        _print(told if named or subscribed else "nothing is subscribed; name --symbols")
+        _print("nothing that is wanted is due yet")
         return
     columns = f"{'expected':>11} {'present':>11} {'absent':>8} {'missing':>9}"
     _print(f"{'symbol':<20} {'':>4}  first       last        {columns}  percent")
@@ -256,7 +241,7 @@ def coverage(
 
 @app.command()
 def validate(
-    start: LedgerStart = None,
+    start: Start = None,
     end: End = None,
     symbols: Symbols = None,
     timeframes: Annotated[
@@ -803,9 +788,9 @@ def _check_there_is_a_store(settings: "Settings") -> None:
 def _series(
     settings: "Settings", symbols: Sequence[str], timeframes: "Sequence[Timeframe]"
 ) -> "list[tuple[str, Timeframe]]":
-    """The series named, or where symbols or timeframes are not, the subscribed ones."""
+    """The series named, or where symbols or timeframes are not, those that are subscribed, wanted or held."""
     from okx_pipeline.storage.parquet import ParquetStore
-    from okx_pipeline.storage.subscriptions import subscriptions as wanted
+    from okx_pipeline.storage.wanted import nothing_in_scope, series_in_scope
 
     if symbols and timeframes:
         files = ParquetStore(settings.parquet_root)
@@ -817,14 +802,16 @@ def _series(
         return [(symbol, timeframe) for symbol in symbols for timeframe in timeframes]
     with _database(settings, existing=True) as database, database.connect() as connection:
         _refuse_unknown(connection, symbols)
-        subscribed = [(each.symbol, each.timeframe) for each in wanted(connection)]
-    found = [
-        each for each in subscribed if (not symbols or each[0] in symbols) and (not timeframes or each[1] in timeframes)
-    ]
+        found = [
+            (symbol, timeframe)
+            for symbol, timeframe in series_in_scope(connection)
+            if (not symbols or symbol in symbols) and (not timeframes or timeframe in timeframes)
+        ]
     lacking = [symbol for symbol in symbols if symbol not in dict(found)]
-    if lacking or not found:
-        what = f"nothing of {', '.join(lacking)}" if lacking else "nothing of that"
-        raise UsageError(f"{what} is subscribed; name both --symbols and --timeframes")
+    if lacking:
+        raise UsageError(f"nothing of {', '.join(lacking)} is subscribed, wanted or held in these timeframes")
+    if not found:
+        raise nothing_in_scope()
     return found
 
 
@@ -835,6 +822,21 @@ def _refuse_unknown(connection: "Connection", symbols: Sequence[str]) -> None:
     unknown = unknown_symbols(connection, symbols)
     if unknown:
         raise UsageError(f"{', '.join(unknown)}: neither subscribed nor held; check how it is spelled")
+
+
+def _refuse_empty_scope(
+    connection: "Connection",
+    symbols: Sequence[str],
+    timeframes: "Sequence[Timeframe]",
+    first: date | None,
+    last: date | None,
+) -> None:
+    """Refuse what nobody wants and nothing is held of: an answer about nothing would pass for a good one."""
+    from okx_pipeline.storage.wanted import is_in_scope, nothing_in_scope
+
+    _refuse_unknown(connection, symbols)
+    if not is_in_scope(connection, symbols, timeframes, first, last):
+        raise nothing_in_scope()
 
 
 def _judge(
@@ -851,7 +853,7 @@ def _judge(
     docs, judged = DataDocs(settings.quality_folder), []
     with CandleStore.opened(database, ParquetStore(settings.parquet_root)) as store:
         symbols, timeframes, first, last = wanted
-        _refuse_unknown(store.connection, symbols)
+        _refuse_empty_scope(store.connection, symbols, timeframes, first, last)
         days = days_to_judge(store, symbols=symbols, timeframes=timeframes, start=first, end=last)
         total = len({day for of_symbol in days.values() for day in of_symbol})
         with _counting(total, "days") as done:
@@ -972,14 +974,17 @@ class Wanted:
 
 async def _backfill(settings: "Settings", database: "Database", wanted: Wanted) -> "tuple[Report, Plan]":
     from okx_pipeline.history.backfill import Backfill
-    from okx_pipeline.history.daily import timeframes_of
     from okx_pipeline.history.plan import days_of_range
+    from okx_pipeline.storage.subscriptions import subscriptions
 
     async with Backfill.opened(settings, database) as filling:
+        subscribed: dict[str, list[Timeframe]] = {}
+        for each in subscriptions(filling.store.connection):
+            subscribed.setdefault(each.symbol, []).append(each.timeframe)
         spans = [
             days_of_range(symbol, timeframe, wanted.first, wanted.last)
-            for symbol in wanted.symbols or _subscribed(filling)
-            for timeframe in wanted.timeframes or timeframes_of(filling, symbol)
+            for symbol in wanted.symbols or list(subscribed) or settings.symbols
+            for timeframe in wanted.timeframes or subscribed.get(symbol) or settings.timeframes
         ]
         plan = await filling.plan(spans, only_missing=not wanted.refetch)
         cost = plan.estimate
@@ -990,6 +995,8 @@ async def _backfill(settings: "Settings", database: "Database", wanted: Wanted) 
             else "nothing to fetch"
         )
         filling.check_disk(plan)
+        # Before the first candle lands: whatever becomes of this run, the ledger then shows what it did not bring.
+        await filling.want((span for span in spans if span not in plan.notes), "backfill")
         with _progress() as progress:
             return await filling.run(plan, progress=progress), plan
 
@@ -1041,13 +1048,6 @@ def _symbols(text: str | None) -> Sequence[str]:
     from okx_pipeline.candles import parse_symbols
 
     return () if text is None else parse_symbols(text) or _refuse("--symbols names no symbol")
-
-
-def _subscribed(filling: "Backfill") -> Sequence[str]:
-    from okx_pipeline.storage.subscriptions import subscriptions
-
-    subscribed = dict.fromkeys(each.symbol for each in subscriptions(filling.store.connection))
-    return list(subscribed) or filling.settings.symbols
 
 
 def _timeframes(text: str | None) -> "Sequence[Timeframe]":

@@ -27,14 +27,15 @@ from okx_pipeline.ranges import Range
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import Read
-from okx_pipeline.storage.database import Database
+from okx_pipeline.storage.database import Database, translated
 from okx_pipeline.storage.instruments import Snapshot, life_of, record_listing
 from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.projection import Projected
 from okx_pipeline.storage.request_budget import SharedBudget
 from okx_pipeline.storage.stream_status import sidecar_status
-from okx_pipeline.timeframes import Timeframe, day_of, parse_timeframe
+from okx_pipeline.storage.wanted import WantedBy, want
+from okx_pipeline.timeframes import DAY_MS, Timeframe, day_of, parse_timeframe
 
 CONCURRENCY: Final = 24
 """Requests in flight per endpoint at the most; a full window of the budget, and a few that wait for it."""
@@ -205,6 +206,15 @@ class Backfill:
         if known is None:
             raise UnknownSymbolError(f"OKX lists no instrument {symbol}; check how it is spelled")
         return Life(known.listed_ms, known.expires_ms)
+
+    async def want(self, spans: Iterable[Span], by: WantedBy) -> None:
+        """Make the UTC days of `spans` wanted, except where a subscription wants them: the ledger expects them then."""
+        ranges: defaultdict[tuple[str, str], list[Range]] = defaultdict(list)
+        for span in spans:
+            days = Range(span.start_ms - span.start_ms % DAY_MS, span.end_ms + -span.end_ms % DAY_MS)
+            ranges[span.symbol, span.timeframe.name].append(days)
+        with translated(self.store.place):
+            await asyncio.to_thread(want, self.store.connection, ranges, by)
 
     async def plan(self, spans: Iterable[Span], *, only_missing: bool) -> Plan:
         """The windows that `spans` need, newest first; with `only_missing`, only for candles that are not there.

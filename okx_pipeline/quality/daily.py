@@ -1,4 +1,4 @@
-"""Whole days of symbols looked through for gaps and mended: what a materialization of candle gaps does."""
+"""Whole days of symbols looked through for gaps and repaired: what a materialization of candle gaps does."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from okx_pipeline.history.backfill import Backfill
-from okx_pipeline.history.daily import timeframes_of
+from okx_pipeline.history.daily import timeframes_on, want_days
 from okx_pipeline.quality.gaps import Expectations, agrees
 from okx_pipeline.quality.repair import Repair, repair
 from okx_pipeline.ranges import Range, candles_in, intersection
@@ -45,7 +45,7 @@ class DaysMended:
 
 
 async def mend_days(backfill: Backfill, wanted: Mapping[str, Sequence[date]]) -> DaysMended:
-    """Look for gaps in the days of `wanted` (by symbol) and mend them; weeks and months on the day they close.
+    """Look for gaps in the days of `wanted` (by symbol) and repair them; weeks and months on the day they close.
 
     Raises
     ------
@@ -53,22 +53,23 @@ async def mend_days(backfill: Backfill, wanted: Mapping[str, Sequence[date]]) ->
         See `repair`.
     """
     store = backfill.store
+    by_timeframe = await want_days(backfill, wanted)
     expectations = await asyncio.to_thread(Expectations.read, store, await backfill.clock.now_ms())
-    timeframes = {symbol: timeframes_of(backfill, symbol) for symbol in wanted}
     ranges = [
         each
-        for symbol, days in wanted.items()
-        for timeframe in timeframes[symbol]
+        for symbol, of_symbol in by_timeframe.items()
+        for timeframe, days in of_symbol.items()
         for each in expectations.on(symbol, timeframe, days)
     ]
     repaired = await repair(backfill, ranges)
     now_ms = await backfill.clock.now_ms()
     await asyncio.to_thread(store.account, now_ms)
-    days = {}
+    days_mended = {}
     for symbol, dates in wanted.items():
         for day in dates:
-            days[day, symbol] = await asyncio.to_thread(_mended, store, symbol, day, timeframes[symbol], now_ms)
-    return DaysMended(repaired, days)
+            timeframes = timeframes_on(by_timeframe[symbol], day)
+            days_mended[day, symbol] = await asyncio.to_thread(_mended, store, symbol, day, timeframes, now_ms)
+    return DaysMended(repaired, days_mended)
 
 
 def _mended(store: CandleStore, symbol: str, day: date, timeframes: Sequence[Timeframe], now_ms: int) -> DayMended:

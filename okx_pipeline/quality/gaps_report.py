@@ -1,19 +1,23 @@
-"""A look at the gaps of what is wanted, with or without mending them, and how it reads for people and programs."""
+"""A look at the gaps of what is wanted, with or without a repair, and how it reads for people and programs."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from okx_pipeline.errors import command
 from okx_pipeline.history.backfill import Backfill, Progress
+from okx_pipeline.history.plan import Span
 from okx_pipeline.quality.gaps import Expectations, Findings, SeriesRange, Wanted, detect
 from okx_pipeline.quality.repair import repair
-from okx_pipeline.ranges import intersection
+from okx_pipeline.ranges import Range, candles_in, difference, intersection, union
+from okx_pipeline.storage.coverage import being_fetched
 from okx_pipeline.storage.database import translated
 from okx_pipeline.storage.gaps import Gap, database_now, gaps_of
-from okx_pipeline.timeframes import utc
+from okx_pipeline.storage.parquet import DamagedFileError
+from okx_pipeline.timeframes import Timeframe, parse_timeframe, utc
 
 LISTED: Final = 50
 """Gaps that a person is shown of each series; the document has all."""
@@ -21,15 +25,31 @@ LISTED: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class GapsReport:
-    """What was found in every series looked at, and its gaps: open, absent, and those repaired meanwhile."""
+    """What was found in every series looked at, and its gaps: open, absent, and those repaired meanwhile.
+
+    Parameters
+    ----------
+    findings
+        One for each range of a series that was looked at, in the order of the series.
+    fetching
+        What is being fetched, by (symbol, timeframe): missing candles on wanted days that nobody has read from REST
+        yet. On the day under way, those that the sidecar has not dealt with. What OKX did not serve when it was asked
+        is not among them.
+    """
 
     findings: list[Findings]
     gaps: list[Gap]
+    fetching: Mapping[tuple[str, Timeframe], Sequence[Range]] = field(default_factory=dict)
 
     @property
     def missing(self) -> int:
-        """Candles that are missing and not explained."""
+        """Candles that are missing and not explained, being fetched or not."""
         return sum(each.missing_candles for each in self.findings)
+
+    @property
+    def being_fetched(self) -> int:
+        """Of them, those that are being fetched."""
+        return sum(self._fetching_of(each) for each in self.findings)
 
     def document(self) -> dict[str, Any]:
         """The report as ``gaps --json`` prints it."""
@@ -38,6 +58,7 @@ class GapsReport:
             "present": sum(each.present for each in self.findings),
             "quarantined": sum(each.quarantined for each in self.findings),
             "missing": self.missing,
+            "fetching": self.being_fetched,
             "absent": sum(each.absent_candles for each in self.findings),
             "gaps": [
                 {
@@ -54,23 +75,42 @@ class GapsReport:
         }
 
     def lines(self) -> list[str]:
-        """The report as a person reads it: a line per series, and its gaps that are not settled below it."""
-        lines = []
+        """The report as a person reads it: a line per series, and below it its gaps that nobody is fetching."""
+        by_series: defaultdict[tuple[str, Timeframe], list[Findings]] = defaultdict(list)
         for each in self.findings:
-            name = f"{each.series.symbol:<20} {each.series.timeframe!s:>4}"
-            lines.append(
-                f"{name}  {each.checked:,} checked, {each.present:,} present, {each.missing_candles:,} missing, "
-                f"{each.absent_candles:,} absent, {each.quarantined:,} in quarantine"
-            )
+            by_series[each.series.symbol, each.series.timeframe].append(each)
+        lines = []
+        for (symbol, timeframe), found in by_series.items():
+            fetching = sum(map(self._fetching_of, found))
+            figures = {
+                "checked": sum(each.checked for each in found),
+                "present": sum(each.present for each in found),
+                "missing": sum(each.missing_candles for each in found) - fetching,
+                "being fetched": fetching,
+                "absent": sum(each.absent_candles for each in found),
+                "in quarantine": sum(each.quarantined for each in found),
+            }
+            told = (f"{candles:,} {what}" for what, candles in figures.items() if candles or what != "being fetched")
+            lines.append(f"{symbol:<20} {timeframe!s:>4}  {', '.join(told)}")
+            on_its_way = self.fetching.get((symbol, timeframe), ())
             gaps = [
                 gap
                 for gap in self.gaps
-                if (gap.symbol, gap.timeframe) == (each.series.symbol, each.series.timeframe) and gap.status == "open"
+                if (gap.symbol, gap.timeframe, gap.status) == (symbol, timeframe, "open")
+                if candles_in(timeframe, difference([gap.range], on_its_way))
             ]
             lines += [f"    {_line(gap)}" for gap in gaps[:LISTED]]
             if len(gaps) > LISTED:
                 lines.append(f"    and {len(gaps) - LISTED:,} more; --json lists them all")
-        return lines or [f"nothing is subscribed; see: {command('subscribe --help')}"]
+        return lines or ["nothing that is wanted is due yet"]
+
+    def _fetching_of(self, found: Findings) -> int:
+        on_its_way = self.fetching.get((found.series.symbol, found.series.timeframe), ())
+        return (
+            candles_in(found.series.timeframe, intersection(found.missing, on_its_way))
+            if found.series.kind == "wanted"
+            else 0
+        )
 
 
 async def look_for_gaps(
@@ -78,17 +118,19 @@ async def look_for_gaps(
 ) -> GapsReport:
     """Read the rows of what is wanted, put what is missing on record, and, to `mend`, fetch or settle it.
 
+    Whoever names symbols and a start to `mend` makes those days wanted.
+
     Raises
     ------
     UsageError
-        If a series is named that was never subscribed, and no start; if a symbol is named that OKX never listed.
+        If nothing that is asked for is subscribed, wanted or held; if a symbol is named that OKX never listed.
     PipelineError
         See `detect` and `repair`.
     """
     store = backfill.store
     with translated(store.place):
         since = database_now(store.connection)
-        # Only to mend does the exchange have to answer.
+        # Only to repair does the exchange have to answer.
         now_ms = await (backfill.clock.now_ms() if mend else backfill.known_ms())
         expectations = await asyncio.to_thread(Expectations.read, store, now_ms)
         unlisted = set(wanted.symbols) - expectations.lives.keys()
@@ -98,22 +140,46 @@ async def look_for_gaps(
         if unlisted:
             expectations = await asyncio.to_thread(Expectations.read, store, now_ms)
         ranges = expectations.of(wanted)
+        beyond = [Span(each.symbol, each.timeframe, *each.range) for each in ranges if each.kind == "named"]
+        if mend and beyond:
+            await backfill.want(beyond, "person")
+            expectations = await asyncio.to_thread(Expectations.read, store, now_ms)
+            ranges = expectations.of(wanted)
+        # What is being fetched is known from the ledger. Whoever looks at a series with a damaged file is told below.
+        with suppress(DamagedFileError):
+            await asyncio.to_thread(store.account, now_ms)
         if mend:
             findings = (await repair(backfill, ranges, progress=progress)).after
         else:
             findings = [await asyncio.to_thread(detect, store, each, now_ms) for each in ranges]
-        return GapsReport(findings, await asyncio.to_thread(_gaps, backfill, ranges, since))
+        gaps = await asyncio.to_thread(_gaps, backfill, findings, since)
+        return GapsReport(findings, gaps, await asyncio.to_thread(_fetching, backfill, ranges, gaps))
 
 
-def _gaps(backfill: Backfill, ranges: Sequence[SeriesRange], since: datetime) -> list[Gap]:
-    """The gaps of `ranges`, cut to them, so that their candles are those that were counted."""
+def _gaps(backfill: Backfill, findings: Sequence[Findings], since: datetime) -> list[Gap]:
+    """The gaps of what was looked at, cut to it, so that their candles are those that were counted."""
     connection = backfill.store.connection
-    return [
-        replace(gap, range=within)
-        for each in ranges
-        for gap in gaps_of(connection, each.symbol, each.timeframe, each.range, resolved_since=since)
-        for within in intersection([gap.range], [each.range])
-    ]
+    gaps = []
+    for found in findings:
+        each = found.series
+        if each.kind == "wanted":
+            known = gaps_of(connection, each.symbol, each.timeframe, each.range, resolved_since=since)
+        else:
+            # The missing candles of days that nobody wants are on no record.
+            known = [Gap(None, each.symbol, each.timeframe, piece) for piece in found.missing]
+        gaps += [replace(gap, range=within) for gap in known for within in intersection([gap.range], [each.range])]
+    return gaps
+
+
+def _fetching(
+    backfill: Backfill, ranges: Sequence[SeriesRange], gaps: Sequence[Gap]
+) -> dict[tuple[str, Timeframe], list[Range]]:
+    keys = {(each.symbol, each.timeframe.name) for each in ranges}
+    found = {}
+    for (symbol, name), on_its_way in being_fetched(backfill.store.connection, keys).items():
+        asked = (gap.range for gap in gaps if (gap.symbol, gap.timeframe.name) == (symbol, name) if gap.ask_again_ms)
+        found[symbol, parse_timeframe(name)] = difference(on_its_way, union(asked))
+    return found
 
 
 def _line(gap: Gap) -> str:

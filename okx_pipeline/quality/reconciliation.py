@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from okx_pipeline.history.backfill import Backfill
-from okx_pipeline.history.daily import DaysLanded, land_days, timeframes_of
+from okx_pipeline.history.daily import DaysLanded, land_days, timeframes_on
 from okx_pipeline.quality.consistency import check
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.consistency import Mismatch
@@ -59,8 +59,8 @@ async def reconcile_days(backfill: Backfill, wanted: Mapping[str, Sequence[date]
     landed = await land_days(backfill, wanted)
     days = {}
     for symbol, dates in wanted.items():
-        timeframes = timeframes_of(backfill, symbol)
         for day in dates:
+            timeframes = timeframes_on(landed.timeframes[symbol], day)
             days[day, symbol] = await asyncio.to_thread(
                 _reconciled, backfill.store, symbol, day, timeframes, landed.summaries[day, symbol].corrected
             )

@@ -15,10 +15,10 @@ from okx_pipeline.quality.validation import validate
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import (
     DayCoverage,
-    asked_for,
     day_coverage,
     is_verified,
     note_judged,
+    series_coverage,
     unjudged_days,
 )
 from okx_pipeline.storage.database import translated
@@ -52,9 +52,9 @@ def days_to_judge(
     start: date | None = None,
     end: date | None = None,
 ) -> dict[str, list[date]]:
-    """The closed days of the ledger in [start, end), by symbol; filters may be empty, then all that is subscribed."""
+    """The closed days of the ledger in [start, end), by symbol; filters may be empty, then of all wanted or held."""
     with translated(store.place):
-        summed = asked_for(store.connection, symbols=symbols, timeframes=timeframes, start=start, end=end)
+        summed = series_coverage(store.connection, symbols=symbols, timeframes=timeframes, start=start, end=end)
         names = {each.timeframe.name for each in summed}
         found: dict[str, list[date]] = {}
         for symbol in sorted({each.symbol for each in summed}):

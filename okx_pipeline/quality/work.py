@@ -1,4 +1,4 @@
-"""What work the ledger says is left: history to read, gaps to mend, days to read once more, days to judge.
+"""What work the ledger says is left: history to read, gaps to repair, days to read once more, days to check.
 
 Decided from the ledger alone: a run that was killed, cancelled or forgotten left its days unfinished, and they are
 found again. What OKX was asked for and did not serve is not asked for again before it is time to, so every run makes
@@ -18,7 +18,6 @@ from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.gaps import Gap, gaps_to_ask
 from okx_pipeline.storage.instruments import lives
 from okx_pipeline.storage.landing import SeriesDay
-from okx_pipeline.storage.subscriptions import subscriptions
 from okx_pipeline.timeframes import DAY_MS, GRACE_MS, HOUR_MS, day_ms, day_of, parse_timeframe
 
 DAILY_RUN_MS: Final = HOUR_MS
@@ -55,23 +54,20 @@ def work_left(
 ) -> list[Work]:
     """The newest work of each kind that `symbols` need, at most `most_days` in a row each.
 
-    Of a series that is subscribed no more, or never was, nothing is done: no run would read it.
+    Days that nobody wants are checked and never fetched.
 
     Parameters
     ----------
     now_ms
         The exchange's time.
     first, today
-        Days for which there can be runs: from `first` on, and before `today`; gaps may be mended today, too.
+        Days for which there can be runs: from `first` on, and before `today`; gaps may be repaired today, too.
     """
-    wanted = {(each.symbol, each.timeframe.name) for each in subscriptions(connection)}
     life_of = lives(connection)
     delisted = {symbol for symbol in symbols if symbol in life_of and life_of[symbol].state == "delisted"}
-    asking = [gap for gap in gaps_to_ask(connection, symbols) if (gap.symbol, gap.timeframe.name) in wanted]
+    asking = gaps_to_ask(connection, symbols)
     days: defaultdict[tuple[Kind, str], set[date]] = defaultdict(set)
     for each in unfinished_days(connection, symbols):
-        if each.key[:2] not in wanted:
-            continue
         kind = _kind(each, asking, now_ms, knows_okx=each.key.symbol not in delisted)
         if kind is not None:
             days[kind, each.key.symbol].add(_run_day(each.key))
@@ -80,8 +76,7 @@ def work_left(
             keys = (SeriesDay(gap.symbol, gap.timeframe.name, day) for day in days_in(gap.timeframe, gap.range))
             days[Kind.REPAIR, gap.symbol].update(map(_run_day, keys))
     for key in days_to_reconcile(connection, sorted(set(symbols) - delisted), now_ms):
-        if key[:2] in wanted:
-            days[Kind.RECONCILIATION, key.symbol].add(_run_day(key))
+        days[Kind.RECONCILIATION, key.symbol].add(_run_day(key))
     for key in unjudged_days(connection, symbols):
         # Judged are the candles that open on a day.
         days[Kind.VERDICT, key.symbol].add(key.day)

@@ -36,24 +36,35 @@ CROSS JOIN LATERAL (
 ) AS lately
 """
 
+# By the days on which candles are missing that nobody fetches: few, while the gaps of history on its way may be many. A
+# candle of the day under way is on its way while the sidecar has not dealt with it.
 _OPEN_GAPS: Final[LiteralString] = """
-SELECT count(*), coalesce(sum(candles), 0)::bigint FROM trading.candle_gaps WHERE status = 'open'
+WITH found AS (
+    SELECT gap.id, gap.candles, sum(day.missing) AS missing
+    FROM trading.coverage AS day
+    LEFT JOIN trading.stream_offsets AS stream USING (symbol, timeframe)
+    JOIN trading.candle_gaps AS gap ON gap.symbol = day.symbol AND gap.timeframe = day.timeframe
+        AND gap.status = 'open'
+        AND gap.first_ms < ((day.day - date '1970-01-01') + 1) * 86400000::bigint
+        AND gap.last_ms >= (day.day - date '1970-01-01') * 86400000::bigint
+    WHERE day.missing > 0 AND (day.read_at IS NOT NULL OR day.content_hash IS NULL)
+      AND (day.read_at IS NOT NULL OR gap.first_ms < stream.through_ms)
+    GROUP BY gap.id
+)
+SELECT count(*), coalesce(sum(least(candles, missing)), 0)::bigint FROM found
 """
 
 # A series that the ledger was not laid out for yet has no days there.
 _HISTORY_READ: Final[LiteralString] = """
 SELECT NOT EXISTS (
-    SELECT FROM trading.subscriptions AS wanted
-    WHERE wanted.until_ms IS NULL AND NOT EXISTS (
-        SELECT FROM trading.coverage_extents AS extent
-        WHERE extent.symbol = wanted.symbol AND extent.timeframe = wanted.timeframe
-    )
+    SELECT symbol, timeframe FROM trading.subscriptions WHERE until_ms IS NULL
+    UNION ALL
+    SELECT symbol, timeframe FROM trading.wanted_ranges
+    EXCEPT
+    SELECT symbol, timeframe FROM trading.coverage_extents WHERE cardinality(wanted_ms) > 0
 ) AND NOT EXISTS (
     SELECT FROM trading.coverage
-    JOIN trading.coverage_extents AS extent USING (symbol, timeframe)
-    WHERE (coverage.missing > 0 OR coverage.read_at IS NULL)
-      AND coverage.read_at IS NULL AND coverage.content_hash IS NOT NULL AND extent.until_ms IS NULL
-      AND coverage.day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
+    WHERE (missing > 0 OR read_at IS NULL) AND read_at IS NULL AND content_hash IS NOT NULL AND wanted
 )
 """
 
@@ -74,7 +85,7 @@ class OpenDay:
 
 @dataclass(frozen=True, slots=True)
 class OpenGaps:
-    """Gaps that are open, and the candles in them."""
+    """Gaps that are open and not being fetched, and the candles in them on days that REST was read for."""
 
     gaps: int
     candles: int
@@ -104,13 +115,13 @@ def landed_within(
 
 
 def open_gaps(connection: Connection) -> OpenGaps:
-    """How much is known to be missing."""
+    """How much is known to be missing and not on its way: gaps of days that nobody has read from REST yet are."""
     rows: Sequence[tuple[int, int]] = connection.execute(_OPEN_GAPS).fetchall()
     return OpenGaps(*rows[0])
 
 
 def history_is_read(connection: Connection) -> bool:
-    """Whether REST was read for every closed day that is subscribed."""
+    """Whether REST was read for every closed day that is wanted."""
     return bool(one(connection, _HISTORY_READ))
 
 

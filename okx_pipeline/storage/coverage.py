@@ -1,9 +1,9 @@
 """The coverage ledger: what is expected of every series on every UTC day, and what became of it.
 
-Driven by the marks that landings leave and by time, which makes candles due: a day is counted anew when something
-landed in it, when a candle of it came due, and when what was wanted of it changed. It is always counted from the rows.
-Expected is what the subscription wants while the instrument was listed; of a day held that nobody subscribed to, all of
-it. Whoever counts holds one lock, so that a count is never overwritten by an older one.
+It has a row exactly for a series-day that is wanted or holds candles. A day is counted anew, always from its rows,
+when something landed in it, when a candle of it came due, and when what is wanted of it changed. A wanted day expects
+what is wanted while the instrument was listed; a day that is held and that nobody wants expects what it holds. Whoever
+counts holds one lock, so that an older count never overwrites a newer one.
 """
 
 from collections import defaultdict
@@ -11,15 +11,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from datetime import date, datetime
 from time import monotonic
-from typing import Final, LiteralString
+from typing import Final, LiteralString, NamedTuple
 
-from okx_pipeline.ranges import Range, difference, runs
+from okx_pipeline.ranges import Range, difference, runs, union
 from okx_pipeline.storage.database import Connection
-from okx_pipeline.storage.gaps import absent_ranges, fit_gaps, lock_ledger, series_with_gaps
+from okx_pipeline.storage.gaps import absent_ranges, cut_gaps, fit_gaps, lock_ledger, series_with_gaps
 from okx_pipeline.storage.instruments import Life, lives
 from okx_pipeline.storage.landing import SeriesDay, mark_landings
 from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore, SeriesMonth
-from okx_pipeline.storage.subscriptions import Subscription, every_subscription
+from okx_pipeline.storage.wanted import NOTHING, Series, Wants, wants, wants_of
 from okx_pipeline.timeframes import DAY_MS, GRACE_MS, Timeframe, day_ms, day_of, parse_timeframe, utc
 
 DAYS_AT_ONCE: Final = 1_000
@@ -93,19 +93,19 @@ WHERE month.state = 'archived'
 
 _WRITE: Final[LiteralString] = """
 INSERT INTO trading.coverage AS known (
-    symbol, timeframe, day, expected, present, absent, quarantined, missing, corrected, content_hash)
+    symbol, timeframe, day, expected, present, absent, quarantined, missing, corrected, content_hash, wanted)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::date[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[],
-                     %s::int[], %s::text[])
+                     %s::int[], %s::text[], %s::boolean[])
 ON CONFLICT (symbol, timeframe, day) DO UPDATE SET
     expected = excluded.expected, present = excluded.present, absent = excluded.absent,
     quarantined = excluded.quarantined, missing = excluded.missing, corrected = excluded.corrected,
-    content_hash = excluded.content_hash, counted_at = excluded.counted_at,
+    content_hash = excluded.content_hash, wanted = excluded.wanted, counted_at = excluded.counted_at,
     verified_at = CASE WHEN known.content_hash = excluded.content_hash THEN known.verified_at END
 WHERE (known.expected, known.present, known.absent, known.quarantined, known.missing, known.corrected,
-       known.content_hash)
+       known.content_hash, known.wanted)
       IS DISTINCT FROM
       (excluded.expected, excluded.present, excluded.absent, excluded.quarantined, excluded.missing,
-       excluded.corrected, excluded.content_hash)
+       excluded.corrected, excluded.content_hash, excluded.wanted)
 """
 
 # Locked in the order in which landings lock them.
@@ -122,6 +122,26 @@ WITH seen AS (
 UPDATE trading.landing_marks AS mark SET counted = seen.revision
 FROM seen
 WHERE mark.symbol = seen.symbol AND mark.timeframe = seen.timeframe AND mark.day = seen.day
+"""
+
+_EXTENTS: Final[LiteralString] = """
+SELECT symbol, timeframe, wanted_ms, dropped_ms, listed_ms, expires_ms, laid_ms FROM trading.coverage_extents
+"""
+
+# What was dropped while the days were counted stays, for the next count.
+_NOTE_LAID: Final[LiteralString] = """
+INSERT INTO trading.coverage_extents AS known (symbol, timeframe, wanted_ms, listed_ms, expires_ms, laid_ms)
+VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (symbol, timeframe) DO UPDATE SET
+    wanted_ms = excluded.wanted_ms, listed_ms = excluded.listed_ms, expires_ms = excluded.expires_ms,
+    laid_ms = excluded.laid_ms,
+    dropped_ms = CASE WHEN known.dropped_ms = %s::bigint[] THEN '{}' ELSE known.dropped_ms END
+"""
+
+_LEDGER_DAYS: Final[LiteralString] = """
+SELECT symbol, timeframe, array_agg(day)
+FROM trading.coverage JOIN unnest(%s::text[], %s::text[]) AS series (symbol, timeframe) USING (symbol, timeframe)
+GROUP BY symbol, timeframe
 """
 
 _REMOVE: Final[LiteralString] = """
@@ -149,18 +169,12 @@ WHERE (%(symbols)s::text[] IS NULL OR symbol = ANY(%(symbols)s))
   AND (%(timeframes)s::text[] IS NULL OR timeframe = ANY(%(timeframes)s))
   AND day >= coalesce(%(start)s::date, '-infinity') AND day < coalesce(%(end)s::date, 'infinity')
   AND expected > 0
-  AND (NOT %(subscribed)s OR EXISTS (
-      SELECT FROM trading.coverage_extents AS extent
-      WHERE extent.symbol = coverage.symbol AND extent.timeframe = coverage.timeframe
-        AND day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
-        AND (extent.until_ms IS NULL OR day <= date '1970-01-01' + (extent.until_ms / 86400000)::int)
-  ))
 GROUP BY symbol, timeframe
 """
 
 _DAYS: Final[LiteralString] = """
 SELECT symbol, timeframe, day, expected, present, absent, quarantined, missing, corrected, read_at, verified_at,
-       content_hash
+       content_hash, wanted
 FROM trading.coverage
 WHERE symbol = %s AND day >= %s AND day < %s
 ORDER BY day, timeframe
@@ -170,39 +184,51 @@ _UNFINISHED: Final[LiteralString] = """
 SELECT coverage.symbol, coverage.timeframe, coverage.day, coverage.missing, coverage.read_at IS NOT NULL,
        coverage.content_hash IS NOT NULL, coalesce(stream.through_ms, 0)
 FROM trading.coverage
-JOIN trading.coverage_extents AS extent USING (symbol, timeframe)
 LEFT JOIN trading.stream_offsets AS stream USING (symbol, timeframe)
 WHERE (coverage.missing > 0 OR coverage.read_at IS NULL) AND coverage.symbol = ANY(%s)
-  AND (coverage.missing > 0 OR coverage.content_hash IS NOT NULL)
-  AND coverage.day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
-  AND (extent.until_ms IS NULL OR coverage.day <= date '1970-01-01' + (extent.until_ms / 86400000)::int)
+  AND (coverage.missing > 0 OR coverage.content_hash IS NOT NULL) AND coverage.wanted
 """
 
 _TO_RECONCILE: Final[LiteralString] = """
 SELECT symbol, timeframe, day FROM trading.coverage
 WHERE (read_at AT TIME ZONE 'UTC') < trading.reconcile_at(timeframe, day)
   AND trading.reconcile_at(timeframe, day) <= %s::timestamptz AT TIME ZONE 'UTC'
-  AND symbol = ANY(%s) AND missing = 0 AND present > 0 AND content_hash IS NOT NULL
+  AND symbol = ANY(%s) AND missing = 0 AND present > 0 AND content_hash IS NOT NULL AND wanted
 """
 
 
 # A day with missing candles is checked when those are repaired or proven absent, or a day later in any case. A day that
-# was repaired in vain is checked again after 10, 20, 40 and 80 minutes, and repaired each time.
+# was repaired in vain is checked again after 10, 20, 40 and 80 minutes, and repaired each time. A day that nobody wants is
+# never read, and checked as it is.
 _UNJUDGED: Final[LiteralString] = """
 SELECT symbol, timeframe, day FROM (
-    SELECT symbol, timeframe, day, read_at, present, missing, counted_at FROM trading.coverage
+    SELECT symbol, timeframe, day, wanted, read_at, present, missing, counted_at FROM trading.coverage
     WHERE content_hash IS NOT NULL AND (judged_at IS NULL OR judged_at < counted_at) AND symbol = ANY(%(symbols)s)
     UNION
-    SELECT symbol, timeframe, day, read_at, present, missing, counted_at FROM trading.coverage
+    SELECT symbol, timeframe, day, wanted, read_at, present, missing, counted_at FROM trading.coverage
     WHERE repairs > 0 AND content_hash IS NOT NULL AND symbol = ANY(%(symbols)s) AND repairs < %(repairs)s
       AND judged_at < clock_timestamp() - interval '5 minutes' * 2 ^ repairs
 ) AS known
-WHERE read_at IS NOT NULL AND present > 0 AND (missing = 0 OR counted_at < clock_timestamp() - interval '1 day')
+WHERE (read_at IS NOT NULL OR NOT wanted) AND present > 0 AND (missing = 0 OR counted_at < clock_timestamp() - interval '1 day')
   AND (NOT %(failing)s OR EXISTS (
       SELECT FROM trading.quality_results AS verdict
       WHERE verdict.symbol = known.symbol AND verdict.timeframe = known.timeframe AND verdict.day = known.day
         AND verdict.severity = 'critical'
   ))
+"""
+
+# Which candles of a day under way the sidecar has dealt with is known by open time.
+_FETCHING: Final[LiteralString] = """
+SELECT day.symbol, day.timeframe, day.day, CASE WHEN content_hash IS NULL THEN coalesce(stream.through_ms, 0) ELSE 0 END
+FROM trading.coverage AS day
+JOIN unnest(%s::text[], %s::text[]) AS series (symbol, timeframe) USING (symbol, timeframe)
+LEFT JOIN trading.stream_offsets AS stream USING (symbol, timeframe)
+WHERE day.read_at IS NULL AND day.missing > 0
+ORDER BY day.symbol, day.timeframe, day.day
+"""
+
+_UNWANTED: Final[LiteralString] = """
+SELECT symbol, timeframe, array_agg(day) FROM trading.coverage WHERE NOT wanted GROUP BY symbol, timeframe
 """
 
 _NOTE_JUDGED: Final[LiteralString] = """
@@ -239,6 +265,7 @@ class DayCoverage:
     read_at: datetime | None
     verified_at: datetime | None
     content_hash: str | None
+    wanted: bool = True
 
     @property
     def is_whole(self) -> bool:
@@ -305,15 +332,27 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class _Day:
-    """A series-day to be counted: which of its candles are expected, and whether all of them are due."""
+    """A series-day to be counted.
+
+    Parameters
+    ----------
+    due
+        Its candles that are expected by now; all that can open on it where nobody wants it.
+    closed
+        Whether all of them are due.
+    wanted
+        Whether somebody wants it; else it expects what it holds.
+    """
 
     key: SeriesDay
     timeframe: Timeframe
     due: Range
     closed: bool
+    wanted: bool
 
     @property
     def expected(self) -> int:
+        """Candles expected of a wanted day."""
         return self.timeframe.count(*self.due)
 
     @property
@@ -396,11 +435,11 @@ def lay_out(connection: Connection, files: ParquetStore, now_ms: int, goes_on: G
         Asked after some series, with the seconds that they took: it may wait, and may leave the others to another time.
     """
     counting = _Counting(connection, files, now_ms)
-    laid: list[Subscription] = []
+    laid: list[_Unlaid] = []
     days: list[SeriesDay] = []
-    for series, wanted_days in _unlaid(connection, counting.wanted, counting.life_of, now_ms):
+    for series, changed in _unlaid(connection, counting.wanted, counting.life_of, now_ms):
         laid.append(series)
-        days += wanted_days
+        days += changed
         if len(days) >= DAYS_AT_ONCE:
             took_s = counting.lay(laid, days)
             laid, days = [], []
@@ -447,49 +486,17 @@ def series_coverage(
     timeframes: Sequence[Timeframe] = (),
     start: date | None = None,
     end: date | None = None,
-    subscribed: bool = False,
 ) -> list[SeriesCoverage]:
-    """The ledger summed by series over the days [start, end), by symbol and length of candle; filters may be empty.
-
-    Parameters
-    ----------
-    subscribed
-        Only days that a subscription wants or wanted.
-    """
+    """The ledger summed by series over the days [start, end), by symbol and length of candle; filters may be empty."""
     parameters = {
         "symbols": list(symbols) or None,
         "timeframes": [timeframe.name for timeframe in timeframes] or None,
         "start": start,
         "end": end,
-        "subscribed": subscribed,
     }
     found = connection.execute(_SUMMED, parameters)
     summed = [SeriesCoverage(symbol, parse_timeframe(name), *rest) for symbol, name, *rest in found]
     return sorted(summed, key=lambda each: (each.symbol, each.timeframe))
-
-
-def asked_for(
-    connection: Connection,
-    *,
-    symbols: Sequence[str] = (),
-    timeframes: Sequence[Timeframe] = (),
-    start: date | None = None,
-    end: date | None = None,
-) -> list[SeriesCoverage]:
-    """The ledger of what a user asks for; filters may be empty, then of what is subscribed, since it is.
-
-    Who names a start means it: then days count that lie before a subscription, too.
-    """
-    known = {(each.symbol, each.timeframe) for each in every_subscription(connection)}
-    found = series_coverage(
-        connection,
-        symbols=symbols,
-        timeframes=timeframes,
-        start=start,
-        end=end,
-        subscribed=not symbols and start is None,
-    )
-    return [each for each in found if symbols or (each.symbol, each.timeframe) in known]
 
 
 def day_coverage(connection: Connection, symbol: str, start: date, end: date) -> list[DayCoverage]:
@@ -529,6 +536,27 @@ def unjudged_days(connection: Connection, symbols: Sequence[str], *, failing: bo
     return [SeriesDay(*row) for row in connection.execute(_UNJUDGED, parameters)]
 
 
+def being_fetched(connection: Connection, series: Collection[tuple[str, str]]) -> dict[tuple[str, str], list[Range]]:
+    """Where candles of (symbol, timeframe) in `series` are missing because nobody has read their day from REST yet.
+
+    A day under way is read once it is over; until then that goes for the candles that the sidecar has not dealt with.
+    """
+    found: defaultdict[tuple[str, str], list[Range]] = defaultdict(list)
+    for symbol, timeframe, day, through_ms in connection.execute(_FETCHING, _pairs(series)):
+        start_ms = day_ms(day)
+        if through_ms < start_ms + DAY_MS:
+            found[symbol, timeframe].append(Range(max(start_ms, through_ms), start_ms + DAY_MS))
+    return {key: union(ranges) for key, ranges in found.items()}
+
+
+def unwanted(connection: Connection) -> dict[Series, list[Range]]:
+    """The UTC days of each (symbol, timeframe) that are held and that nobody wants."""
+    return {
+        (symbol, timeframe): union(Range(day_ms(day), day_ms(day) + DAY_MS) for day in days)
+        for symbol, timeframe, days in connection.execute(_UNWANTED)
+    }
+
+
 def note_judged(
     connection: Connection, days: Iterable[SeriesDay], at: datetime, in_vain: Collection[SeriesDay]
 ) -> None:
@@ -563,13 +591,9 @@ def due(timeframe: Timeframe, wanted: Range, now_ms: int) -> Range:
     return Range(wanted.start_ms, max(wanted.start_ms, min(wanted.end_ms, closed_ms)))
 
 
-def wanted_range(
-    timeframe: Timeframe, start_ms: int, end_ms: int, wanted: Subscription | None, life: Life | None
-) -> Range:
-    """The candles that open in [start_ms, end_ms), are wanted and can be; without a subscription, all."""
-    if wanted is not None:
-        start_ms = max(start_ms, wanted.since_ms)
-        end_ms = end_ms if wanted.until_ms is None else min(end_ms, wanted.until_ms)
+def possible(timeframe: Timeframe, within: Range, life: Life | None) -> Range:
+    """The candles that open in `within` and can be: from the listing of the instrument to its expiry."""
+    start_ms, end_ms = within
     if life is not None and life.listed_ms is not None:
         start_ms = max(start_ms, timeframe.open_at(life.listed_ms))
     if life is not None and life.expires_ms is not None:
@@ -586,56 +610,81 @@ def days_in(timeframe: Timeframe, within: Range) -> Iterator[date]:
     return map(day_of, range(first_ms, within.end_ms, DAY_MS)) if within.start_ms < within.end_ms else iter(())
 
 
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """What the days of a series in the ledger were laid out for: see the table `coverage_extents`."""
+
+    wanted_ms: list[int]
+    dropped_ms: list[int]
+    listed_ms: int | None
+    expires_ms: int | None
+    laid_ms: int
+
+
+class _Unlaid(NamedTuple):
+    """A series whose days are to be laid out, and what of it was noted as dropped when its days were chosen."""
+
+    key: Series
+    dropped_ms: list[int]
+
+
 def _unlaid(
+    connection: Connection, wanted: Mapping[Series, Wants], life_of: Mapping[str, Life], now_ms: int
+) -> Iterator[tuple[_Unlaid, list[SeriesDay]]]:
+    """The series whose wanted candles, or listing, are not those that the ledger was laid out for, or not up to today.
+
+    With each the days for which that changes what is expected.
+    """
+    known = {(row[0], row[1]): _Extent(*row[2:]) for row in connection.execute(_EXTENTS)}
+    tomorrow_ms = now_ms - now_ms % DAY_MS + DAY_MS
+    unknown = [key for key in wanted if key not in known]
+    held = {(symbol, timeframe): days for symbol, timeframe, days in connection.execute(_LEDGER_DAYS, _pairs(unknown))}
+    for key in sorted(wanted.keys() | known.keys()):
+        new, life = wanted.get(key, NOTHING), life_of.get(key[0])
+        old = known.get(key)
+        if old is not None and old.laid_ms >= tomorrow_ms and old == _extent(new, life, old.laid_ms):
+            continue
+        if old is not None and not (old.wanted_ms or old.dropped_ms or new.ranges):
+            continue
+        timeframe = parse_timeframe(key[1])
+        after = _expected_in(timeframe, new, life, tomorrow_ms)
+        before, dropped = list[Range](), list[Range]()
+        if old is not None:
+            old_life = Life(old.listed_ms, old.expires_ms, "")
+            before = _expected_in(timeframe, wants_of(old.wanted_ms), old_life, old.laid_ms)
+            dropped = wants_of(old.dropped_ms).within(Range(0, tomorrow_ms))
+        changed = union(difference(before, after), difference(after, before), dropped)
+        days = {day for piece in changed for day in days_in(timeframe, piece)}
+        yield (
+            _Unlaid(key, old.dropped_ms if old else []),
+            [SeriesDay(key[0], key[1], day) for day in days.union(held.get(key, ()))],
+        )
+
+
+def _expected_in(timeframe: Timeframe, wanted: Wants, life: Life | None, end_ms: int) -> list[Range]:
+    pieces = (possible(timeframe, piece, life) for piece in wanted.within(Range(0, end_ms)))
+    return [piece for piece in pieces if piece.start_ms < piece.end_ms]
+
+
+def _extent(wanted: Wants, life: Life | None, laid_ms: int) -> _Extent:
+    return _Extent(wanted.bounds(), [], life.listed_ms if life else None, life.expires_ms if life else None, laid_ms)
+
+
+def _note_laid(
     connection: Connection,
-    wanted: Mapping[tuple[str, str], Subscription],
+    laid: Iterable[_Unlaid],
+    wanted: Mapping[Series, Wants],
     life_of: Mapping[str, Life],
     now_ms: int,
-) -> Iterator[tuple[Subscription, list[SeriesDay]]]:
-    """The days of subscribed series that the ledger has no row of yet, or was laid out for another range."""
-    known = {
-        (row[0], row[1]): row[2:]
-        for row in connection.execute(
-            "SELECT symbol, timeframe, since_ms, until_ms, listed_ms, expires_ms, laid_ms FROM trading.coverage_extents"
-        )
-    }
+) -> None:
     tomorrow_ms = now_ms - now_ms % DAY_MS + DAY_MS
-    for key, each in wanted.items():
-        life = life_of.get(each.symbol)
-        *extent, laid_ms = known.get(key, (None, None, None, None, 0))
-        whole = wanted_range(each.timeframe, 0, tomorrow_ms, each, life)
-        if extent != _extent(each, life):
-            days = set(days_in(each.timeframe, whole))
-            days.update(
-                row[0]
-                for row in connection.execute(
-                    "SELECT day FROM trading.coverage WHERE symbol = %s AND timeframe = %s", key
-                )
-            )
-            yield each, [SeriesDay(*key, day) for day in days]
-        elif laid_ms < tomorrow_ms:
-            # The day in which the last one ended is open or behind, and counted for that.
-            fresh = Range(max(whole.start_ms, each.timeframe.first_open(laid_ms)), whole.end_ms)
-            yield each, [SeriesDay(*key, day) for day in days_in(each.timeframe, fresh)]
-
-
-def _extent(wanted: Subscription, life: Life | None) -> list[int | None]:
-    return [wanted.since_ms, wanted.until_ms, life.listed_ms if life else None, life.expires_ms if life else None]
-
-
-def _note_laid(connection: Connection, laid: Sequence[Subscription], life_of: Mapping[str, Life], now_ms: int) -> None:
-    tomorrow_ms = now_ms - now_ms % DAY_MS + DAY_MS
-    rows = [(each.symbol, each.timeframe.name, *_extent(each, life_of.get(each.symbol)), tomorrow_ms) for each in laid]
+    rows = []
+    for key, dropped_ms in sorted(laid):
+        each = _extent(wanted.get(key, NOTHING), life_of.get(key[0]), tomorrow_ms)
+        rows.append((*key, each.wanted_ms, each.listed_ms, each.expires_ms, each.laid_ms, dropped_ms))
     if rows:
         with connection.cursor() as cursor:
-            cursor.executemany(
-                "INSERT INTO trading.coverage_extents "
-                "(symbol, timeframe, since_ms, until_ms, listed_ms, expires_ms, laid_ms) "
-                "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (symbol, timeframe) DO UPDATE SET "
-                "since_ms = excluded.since_ms, until_ms = excluded.until_ms, listed_ms = excluded.listed_ms, "
-                "expires_ms = excluded.expires_ms, laid_ms = excluded.laid_ms",
-                sorted(rows),
-            )
+            cursor.executemany(_NOTE_LAID, rows)
 
 
 class _Counting:
@@ -650,7 +699,7 @@ class _Counting:
         self._now_ms = now_ms
         self._counted = 0
         self._damaged: dict[SeriesMonth, DamagedFileError] = {}
-        self.wanted = {(each.symbol, each.timeframe.name): each for each in every_subscription(connection)}
+        self.wanted = wants(connection)
         self.life_of = lives(connection)
 
     def count(self, days: Sequence[SeriesDay]) -> Iterator[float]:
@@ -660,16 +709,12 @@ class _Counting:
             self._count_chunk(days[start : start + DAYS_AT_ONCE])
             yield monotonic() - started
 
-    def lay(self, series: Iterable[Subscription], days: Iterable[SeriesDay]) -> float:
+    def lay(self, series: Iterable["_Unlaid"], days: Iterable[SeriesDay]) -> float:
         """Count `days`, all that the ledger lacks of `series`, and note these as laid out; the seconds it took."""
         took_s = sum(self.count(sorted(days)))
         damaged = {month[:2] for month in self._damaged}
-        _note_laid(
-            self._connection,
-            [each for each in series if (each.symbol, each.timeframe.name) not in damaged],
-            self.life_of,
-            self._now_ms,
-        )
+        laid = [each for each in series if each.key not in damaged]
+        _note_laid(self._connection, laid, self.wanted, self.life_of, self._now_ms)
         return took_s
 
     def done(self) -> int:
@@ -686,17 +731,15 @@ class _Counting:
 
     def _count_chunk(self, chunk: Sequence[SeriesDay]) -> None:
         connection = self._connection
-        judged = [_day(key, self.wanted.get(key[:2]), self.life_of.get(key.symbol), self._now_ms) for key in chunk]
         with connection.transaction():
             lock_ledger(connection)
+            # Under the lock, or a count could go by what was wanted before an ending that another count has followed.
+            wanted = wants(connection, {key[:2] for key in chunk})
             archives = self._read_archives(chunk)
-            days = [day for day in judged if day is not None and _month_of(day.key) not in self._damaged]
-            _count_days(connection, days, archives)
-            gone = [key for key, day in zip(chunk, judged, strict=True) if day is None]
-            if gone:
-                connection.execute(_REMOVE, _columns(gone))
-                _settle(connection, _revisions(connection, gone))
-        self._counted += len(days) + len(gone)
+            keys = [key for key in chunk if _month_of(key) not in self._damaged]
+            days = (_day(key, wanted.get(key[:2]), self.life_of.get(key.symbol), self._now_ms) for key in keys)
+            _count_days(connection, keys, [day for day in days if day is not None], archives)
+        self._counted += len(keys)
 
     def _read_archives(self, keys: Sequence[SeriesDay]) -> dict[SeriesMonth, _Archive]:
         """What the files of the archived months of `keys` hold; one that cannot be read is noted."""
@@ -710,61 +753,90 @@ class _Counting:
         return archives
 
 
-def _day(key: SeriesDay, wanted: Subscription | None, life: Life | None, now_ms: int) -> _Day | None:
-    """What is expected on the day; None where no candle of the series opens on it that could be."""
+def _day(key: SeriesDay, wanted: Wants | None, life: Life | None, now_ms: int) -> _Day | None:
+    """What is to be counted of the day; None where no candle of the series opens on it."""
     timeframe = parse_timeframe(key.timeframe)
     start_ms = day_ms(key.day)
-    if wanted is not None and not _overlaps(timeframe, start_ms, wanted):
-        wanted = None
-    whole = wanted_range(timeframe, start_ms, start_ms + DAY_MS, wanted, life)
-    if whole.start_ms >= whole.end_ms:
-        return None
-    expected = due(timeframe, whole, now_ms)
-    return _Day(key, timeframe, expected, expected.end_ms == whole.end_ms)
+    piece = wanted.of_day(start_ms) if wanted is not None else None
+    whole = possible(timeframe, piece, life) if piece is not None else Range(0, 0)
+    if whole.start_ms < whole.end_ms:
+        expected = due(timeframe, whole, now_ms)
+        return _Day(key, timeframe, expected, expected.end_ms == whole.end_ms, wanted=True)
+    whole = possible(timeframe, Range(start_ms, start_ms + DAY_MS), None)
+    closed = due(timeframe, whole, now_ms).end_ms == whole.end_ms
+    return _Day(key, timeframe, whole, closed, wanted=False) if whole.start_ms < whole.end_ms else None
 
 
-def _overlaps(timeframe: Timeframe, start_ms: int, wanted: Subscription) -> bool:
-    whole = wanted_range(timeframe, start_ms, start_ms + DAY_MS, wanted, None)
-    return whole.start_ms < whole.end_ms
-
-
-def _count_days(connection: Connection, days: Sequence[_Day], archives: Mapping[SeriesMonth, _Archive]) -> None:
-    keys = [day.key for day in days]
+def _count_days(
+    connection: Connection,
+    keys: Sequence[SeriesDay],
+    days: Sequence[_Day],
+    archives: Mapping[SeriesMonth, _Archive],
+) -> None:
+    """Write the rows of `days`, those of `keys` that may have one, and remove those of all others."""
     # Before the rows: what lands in between is counted, or its mark is ahead of what is settled here.
     revisions = _revisions(connection, keys)
-    counts = [
-        _Count(present=rows, corrected=corrected)
-        for rows, corrected in connection.execute(_HELD, _bounds(days)).fetchall()
-    ]
+    held = connection.execute(_HELD, _bounds(days)).fetchall()
     opens: dict[int, set[int]] = {}
-    for index, day in enumerate(days):
+    counted: list[_Day] = []
+    counts: list[_Count] = []
+    for day, (rows, corrected) in zip(days, held, strict=True):
+        tally = _Count(present=rows, corrected=corrected)
         archive = archives.get(_month_of(day.key))
+        in_file = None
         if archive is not None:
-            opens[index] = {each for each in archive.opens if day.due.start_ms <= each < day.due.end_ms}
-            counts[index].present = len(opens[index])
-    for index, lacking in _account(connection, days, counts, opens).items():
-        day = days[index]
+            in_file = {each for each in archive.opens if day.due.start_ms <= each < day.due.end_ms}
+            tally.present = len(in_file)
+        if not day.wanted and not tally.present:
+            continue
+        if in_file is not None:
+            opens[len(counted)] = in_file
+        counted.append(day)
+        counts.append(tally)
+    with_gaps = series_with_gaps(connection)
+    for index, lacking in _account(connection, counted, counts, opens, with_gaps).items():
+        day = counted[index]
         fit_gaps(connection, day.key.symbol, day.timeframe, day.due, lacking, add_new=False)
-    _hash(connection, days, counts, archives)
+    wanted = {day.key for day in counted if day.wanted}
+    for key in keys:
+        if key not in wanted and key[:2] in with_gaps:
+            start_ms = day_ms(key.day)
+            cut_gaps(connection, key.symbol, parse_timeframe(key.timeframe), Range(start_ms, start_ms + DAY_MS))
+    _hash(connection, counted, counts, archives)
+    _write(connection, counted, counts)
+    known = {day.key for day in counted}
+    gone = [key for key in keys if key not in known]
+    if gone:
+        connection.execute(_REMOVE, _columns(gone))
+    _settle(connection, revisions)
+
+
+def _write(connection: Connection, days: Sequence[_Day], counts: Sequence[_Count]) -> None:
     columns = [(count.present, count.absent, count.quarantined, count.missing, count.corrected) for count in counts]
     connection.execute(
         _WRITE,
         (
-            *_columns(keys),
-            [day.expected for day in days],
+            *_columns([day.key for day in days]),
+            [day.expected if day.wanted else count.present for day, count in zip(days, counts, strict=True)],
             *([list(column) for column in zip(*columns, strict=True)] or [[], [], [], [], []]),
             [count.content_hash for count in counts],
+            [day.wanted for day in days],
         ),
     )
-    _settle(connection, revisions)
 
 
 def _account(
-    connection: Connection, days: Sequence[_Day], counts: Sequence[_Count], opens: dict[int, set[int]]
+    connection: Connection,
+    days: Sequence[_Day],
+    counts: Sequence[_Count],
+    opens: dict[int, set[int]],
+    with_gaps: Collection[Series],
 ) -> dict[int, list[Range]]:
-    """Divide what is not held into absent, quarantined and missing; returns what lacks of each day that has gaps."""
-    with_gaps = series_with_gaps(connection)
-    short = [index for index, day in enumerate(days) if counts[index].present < day.expected]
+    """Divide what is not held of wanted days into absent, quarantined and missing.
+
+    Returns what lacks of each of them whose series is one of `with_gaps`.
+    """
+    short = [index for index, day in enumerate(days) if day.wanted and counts[index].present < day.expected]
     look = [index for index in short if index not in opens and counts[index].present]
     chosen = [days[index] for index in look]
     opens |= {index: set() for index in short if index not in opens}
@@ -776,13 +848,13 @@ def _account(
     refused: defaultdict[int, set[int]] = defaultdict(set)
     for number, open_ms in connection.execute(_QUARANTINED, _bounds([days[index] for index in short])):
         refused[short[number]].add(open_ms)
-    series = {days[index].key[:2] for index in short} & with_gaps
+    series = {days[index].key[:2] for index in short}.intersection(with_gaps)
     absent = {}
     if series:
         around = Range(min(days[index].due.start_ms for index in short), max(days[index].due.end_ms for index in short))
         absent = absent_ranges(connection, series, around)
     lacking: dict[int, list[Range]] = {
-        index: [] for index, day in enumerate(days) if day.key[:2] in with_gaps and day.expected
+        index: [] for index, day in enumerate(days) if day.wanted and day.key[:2] in with_gaps and day.expected
     }
     for index in short:
         day, tally = days[index], counts[index]
@@ -859,6 +931,10 @@ def _bounds(days: Sequence[_Day]) -> tuple[list[str], list[str], list[int], list
         [day.due.start_ms for day in days],
         [day.due.end_ms for day in days],
     )
+
+
+def _pairs(series: Collection[Series]) -> tuple[list[str], list[str]]:
+    return [symbol for symbol, _ in series], [timeframe for _, timeframe in series]
 
 
 def _columns(keys: Sequence[SeriesDay]) -> tuple[list[str], list[str], list[date]]:

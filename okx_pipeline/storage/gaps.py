@@ -227,6 +227,14 @@ def fit_gaps(
     return change
 
 
+def cut_gaps(connection: Connection, symbol: str, timeframe: Timeframe, within: Range) -> None:
+    """Take unresolved gaps off the record in `within`, which nobody wants; the caller holds the ledger's lock."""
+    within = Range(timeframe.first_open(within.start_ms), timeframe.first_open(within.end_ms))
+    for known in unresolved_gaps(connection, symbol, timeframe, within):
+        rest = difference([known.range], [within])
+        apply(connection, Change([known], [replace(known, id=None, range=piece) for piece in rest]))
+
+
 def settle(connection: Connection, gap: Gap, verdicts: Sequence[Verdict]) -> dict[Reason | None, int]:
     """Write down what OKX answered about a gap where it is still unresolved; returns the candles concerned, by reason.
 

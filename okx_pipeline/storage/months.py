@@ -12,7 +12,7 @@ _MONTHS: Final[LiteralString] = """
 WITH ledger AS (
     SELECT symbol, timeframe, date_trunc('month', day)::date AS month, sum(missing)::bigint AS missing,
            bool_and(content_hash IS NOT NULL) AS closed,
-           bool_and(verified_at IS NOT NULL AND judged_at >= counted_at) AS confirmed
+           bool_and((verified_at IS NOT NULL OR NOT wanted) AND judged_at >= counted_at) AS confirmed
     FROM trading.coverage
     WHERE day >= coalesce(%(month)s::date, '-infinity'::date)
       AND day < coalesce(%(month)s::date + interval '1 month', 'infinity')
@@ -80,7 +80,8 @@ class SeriesMonthState:
     closed
         Whether all its candles are due, and counted.
     confirmed
-        Whether REST, asked for each of its days, served exactly what is held, and the quality checks have judged that.
+        Whether REST, asked for each of its wanted days, served exactly what is held, and the quality checks have judged
+        all of them.
     waiting
         Whether landings wait to be projected.
     rebuilt

@@ -14,6 +14,8 @@ _SERIES: Final[LiteralString] = """
 WITH series AS (
     SELECT symbol, timeframe FROM trading.subscriptions WHERE until_ms IS NULL
     UNION
+    SELECT symbol, timeframe FROM trading.wanted_ranges
+    UNION
     SELECT symbol, timeframe FROM trading.candle_months
 )
 SELECT series.symbol, series.timeframe, held.first_ms, held.last_ms, coalesce(files.rows, 0)::bigint,
@@ -41,22 +43,18 @@ LEFT JOIN LATERAL (
 _LEDGER: Final[LiteralString] = """
 SELECT symbol, timeframe, sum(expected)::bigint, sum(present)::bigint, sum(absent)::bigint, sum(quarantined)::bigint,
        sum(missing)::bigint,
-       coalesce(sum(missing) FILTER (WHERE extent.until_ms IS NULL AND read_at IS NULL), 0)::bigint,
+       coalesce(sum(missing) FILTER (WHERE read_at IS NULL), 0)::bigint,
        coalesce(sum(missing) FILTER (
-           WHERE extent.until_ms IS NULL AND read_at < coalesce(%s::timestamptz, 'infinity')
-             AND counted_at < clock_timestamp() - interval '1 day'
+           WHERE read_at < coalesce(%s::timestamptz, 'infinity') AND counted_at < clock_timestamp() - interval '1 day'
        ), 0)::bigint
 FROM trading.coverage
-JOIN trading.coverage_extents AS extent USING (symbol, timeframe)
-WHERE day >= date '1970-01-01' + (extent.since_ms / 86400000)::int
-  AND (extent.until_ms IS NULL OR day <= date '1970-01-01' + (extent.until_ms / 86400000)::int)
 GROUP BY symbol, timeframe
 """
-
 
 _UNKNOWN: Final[LiteralString] = """
 SELECT symbol FROM unnest(%s::text[]) WITH ORDINALITY AS named (symbol, number)
 WHERE NOT EXISTS (SELECT FROM trading.subscriptions AS known WHERE known.symbol = named.symbol)
+  AND NOT EXISTS (SELECT FROM trading.wanted_ranges AS known WHERE known.symbol = named.symbol)
   AND NOT EXISTS (SELECT FROM trading.coverage AS known WHERE known.symbol = named.symbol)
   AND NOT EXISTS (SELECT FROM trading.candle_months AS known WHERE known.symbol = named.symbol)
   AND NOT EXISTS (SELECT FROM trading.candlesticks AS known WHERE known.symbol = named.symbol)
@@ -78,7 +76,7 @@ class SeriesOverview:
 
 @dataclass(frozen=True, slots=True)
 class SeriesLedger:
-    """What the ledger says of a series, in candles of the days that were subscribed.
+    """What the ledger says of a series, in candles of all its days that are wanted or held.
 
     Parameters
     ----------
@@ -87,8 +85,7 @@ class SeriesLedger:
     fetching
         Of them, those on days that REST was not read for yet: history on its way, and today.
     overdue
-        Of the others, those of which nothing new is known for a day. What is subscribed no more has neither: nobody
-        fetches or mends it.
+        Of the others, those of which nothing new is known for a day.
     """
 
     symbol: str
@@ -146,12 +143,12 @@ def overview(connection: Connection) -> StoreOverview:
 
 
 def unknown_symbols(connection: Connection, symbols: Sequence[str]) -> list[str]:
-    """Those of `symbols` that never were subscribed and of which nothing is held."""
+    """Those of `symbols` that never were subscribed and of which nothing is wanted or held."""
     return [symbol for (symbol,) in connection.execute(_UNKNOWN, (list(symbols),))]
 
 
 def ledger(connection: Connection, now_ms: int | None) -> dict[tuple[str, str], SeriesLedger]:
-    """What the ledger says, by (symbol, timeframe) of everything that is or was subscribed.
+    """What the ledger says, by (symbol, timeframe) of everything that is wanted or held.
 
     Parameters
     ----------

@@ -41,9 +41,11 @@ def emptied(store: CandleStore) -> None:
 
 
 def empty(store: CandleStore) -> None:
-    for table in ("coverage", "coverage_extents", "candle_gaps", "landing_marks", "candlesticks", "subscriptions"):
+    for table in (
+        *("coverage", "coverage_extents", "candle_gaps", "landing_marks", "candlesticks", "candle_months"),
+        *("subscriptions", "wanted_ranges"),
+    ):
         store.connection.execute(f"DELETE FROM trading.{table}")
-    store.connection.execute("DELETE FROM trading.candle_months")
 
 
 def land(store: CandleStore, opens: list[int], timeframe: Timeframe = HOUR) -> None:
@@ -72,6 +74,7 @@ def test_what_is_missing_is_what_set_arithmetic_says_archived_months_included(
 
 @pytest.mark.parametrize("timeframe", TIMEFRAMES, ids=str)
 def test_one_hole_is_found_in_a_series_of_any_length(store: CandleStore, timeframe: Timeframe) -> None:
+    subscribe(store.connection, [SYMBOL], [timeframe], START_MS)
     first_ms = timeframe.first_open(START_MS)
     opens = [timeframe.step(first_ms, number) for number in range(12)]
     land(store, [each for each in opens if each != opens[7]], timeframe)
@@ -83,6 +86,7 @@ def test_one_hole_is_found_in_a_series_of_any_length(store: CandleStore, timefra
 
 
 def test_a_gap_found_again_is_one_gap_and_one_that_filled_in_part_is_cut(store: CandleStore) -> None:
+    subscribe(store.connection, [SYMBOL], [HOUR], START_MS)
     series = SeriesRange(SYMBOL, HOUR, Range(START_MS, END_MS))
     for _ in range(2):
         detect(store, series, END_MS + DAY_MS)
@@ -104,6 +108,7 @@ def test_a_gap_closes_by_itself_when_its_candles_land(store: CandleStore) -> Non
 
 
 def test_a_gap_that_grows_before_okx_was_asked_stays_one(store: CandleStore) -> None:
+    subscribe(store.connection, [SYMBOL], [HOUR], START_MS)
     for hours in (5, 6, 9):
         within = Range(START_MS, START_MS + hours * HOUR_MS)
         detect(store, SeriesRange(SYMBOL, HOUR, within), END_MS)
@@ -152,21 +157,49 @@ def test_what_is_wanted_follows_subscription_listing_expiry_and_the_clock(store:
         (SYMBOL, START_MS + HOUR_MS + 5 * MINUTE_MS, START_MS + 7 * HOUR_MS),
     )
     assert expected(END_MS) == [Range(START_MS + HOUR_MS, START_MS + 7 * HOUR_MS)]
+    land(store, [START_MS + 2 * HOUR_MS])
     unsubscribe(store.connection, [SYMBOL], [], START_MS + 4 * HOUR_MS)
-    assert expected(END_MS) == []
-    assert expected(END_MS, Wanted(symbols=[SYMBOL])) == [Range(START_MS + HOUR_MS, START_MS + 4 * HOUR_MS)]
-    # Who names a day before the subscription means it.
+    for wanted in (everything, Wanted(symbols=[SYMBOL])):
+        assert expected(END_MS, wanted) == [Range(START_MS + HOUR_MS, START_MS + 4 * HOUR_MS)]
+    # Whoever names days means them, wanted or not.
     day = Wanted([SYMBOL], [HOUR], FIRST - timedelta(days=1), FIRST + timedelta(days=1))
     store.connection.execute("DELETE FROM trading.instruments")
-    assert expected(END_MS, day) == [Range(START_MS - DAY_MS, START_MS + DAY_MS)]
+    assert [(each.kind, each.range) for each in Expectations.read(store, END_MS).of(day)] == [
+        ("named", Range(START_MS - DAY_MS, START_MS)),
+        ("wanted", Range(START_MS, START_MS + 4 * HOUR_MS)),
+        ("named", Range(START_MS + 4 * HOUR_MS, START_MS + DAY_MS)),
+    ]
 
 
-def test_a_series_never_subscribed_needs_a_start(store: CandleStore) -> None:
+def test_what_is_missing_of_days_that_nobody_wants_is_found_and_put_on_no_record(store: CandleStore) -> None:
+    land(store, [START_MS])
+    [series] = Expectations.read(store, END_MS).of(Wanted([SYMBOL], [HOUR], FIRST, FIRST + timedelta(days=1)))
+    assert detect(store, series, END_MS).missing_candles == 23
+    assert unresolved_gaps(store.connection, SYMBOL, HOUR, series.range) == []
+
+
+def test_what_is_held_and_not_wanted_is_looked_at_and_complete(store: CandleStore) -> None:
+    land(store, [START_MS, START_MS + 5 * HOUR_MS])
+    count(store.connection, store.files, END_MS)
     expectations = Expectations.read(store, END_MS)
-    with pytest.raises(UsageError, match="never subscribed"):
-        expectations.of(Wanted(symbols=["ETH-USDT"]))
-    with pytest.raises(UsageError, match="--start"):
-        expectations.of(Wanted(symbols=["ETH-USDT"], timeframes=[HOUR]))
+    [series] = expectations.of(Wanted())
+    found = detect(store, series, END_MS)
+    assert (series.kind, found.checked, found.present, found.missing) == ("held", 2, 2, [])
+    [row] = day_coverage(store.connection, SYMBOL, FIRST, FIRST + timedelta(days=1))
+    assert agrees(store, expectations, row)
+    land(store, [START_MS + HOUR_MS])
+    assert not agrees(store, expectations, row)
+
+
+@pytest.mark.parametrize("wanted", [Wanted(), Wanted(start=FIRST), Wanted(["ETH-USDT"]), Wanted(["ETH-USDT"], [HOUR])])
+def test_a_look_at_what_is_neither_wanted_nor_held_is_refused(store: CandleStore, wanted: Wanted) -> None:
+    with pytest.raises(UsageError, match="is subscribed, wanted or held"):
+        Expectations.read(store, END_MS).of(wanted)
+
+
+def test_what_is_wanted_and_not_due_yet_is_an_empty_look(store: CandleStore) -> None:
+    subscribe(store.connection, [SYMBOL], [HOUR], START_MS)
+    assert Expectations.read(store, START_MS + MINUTE_MS).of(Wanted()) == []
 
 
 def test_one_day_of_one_series_is_read_by_the_key_in_one_partition(database: Database) -> None:

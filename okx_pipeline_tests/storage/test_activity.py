@@ -87,16 +87,32 @@ def test_what_landed_lately_is_counted_among_the_newest(store: CandleStore, conn
     assert landed_within(connection, [], 3600, most=12) == {}
 
 
-def test_open_gaps_are_counted_and_mended_ones_are_not(connection: Connection) -> None:
+def test_open_gaps_are_counted_and_those_repaired_or_being_fetched_are_not(
+    store: CandleStore, connection: Connection
+) -> None:
+    now_ms = AUGUST + 2 * DAY_MS
+    store.account(now_ms + 31 * MINUTE)
     assert open_gaps(connection) == OpenGaps(0, 0)
     for number, status in enumerate(["open", "open", "absent", "repaired"]):
         connection.execute(
             "INSERT INTO trading.candle_gaps (symbol, timeframe, first_ms, last_ms, candles, status, reason, "
             "resolved_at) VALUES (%s, '1m', %s, %s, 3, %s, CASE %s WHEN 'absent' THEN 'not_served' END, "
             "CASE WHEN %s <> 'open' THEN now() END)",
-            (BTC, number * 10 * MINUTE, number * 10 * MINUTE + 2 * MINUTE, status, status, status),
+            (BTC, AUGUST + number * 10 * MINUTE, AUGUST + number * 10 * MINUTE + 2 * MINUTE, status, status, status),
         )
+    assert open_gaps(connection) == OpenGaps(0, 0), "nobody has read the day yet: it is on its way"
+    first = SeriesDay(BTC, "1m", date(2026, 8, 1))
+    store.account(now_ms + 31 * MINUTE, {first: Read(1440, 0, False, now_ms)})
     assert open_gaps(connection) == OpenGaps(2, 6)
+    # Of the day under way, what the sidecar has dealt with is not on its way any more.
+    connection.execute(
+        "UPDATE trading.candle_gaps SET first_ms = first_ms + %(ms)s, last_ms = last_ms + %(ms)s", {"ms": 2 * DAY_MS}
+    )
+    connection.execute(
+        "INSERT INTO trading.stream_offsets (symbol, timeframe, through_ms) VALUES (%s, '1m', %s)",
+        (BTC, now_ms + 5 * MINUTE),
+    )
+    assert open_gaps(connection) == OpenGaps(1, 3)
 
 
 def test_history_is_read_once_rest_was_read_for_every_closed_day(store: CandleStore, connection: Connection) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from okx_pipeline.candles import Candle, Refused, Source
-from okx_pipeline.ranges import Range
+from okx_pipeline.errors import UsageError
+from okx_pipeline.ranges import Range, runs
 from okx_pipeline.storage import coverage, gaps
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import (
@@ -25,6 +26,7 @@ from okx_pipeline.storage.coverage import (
     note_reads,
     series_coverage,
     unfinished_days,
+    unjudged_days,
 )
 from okx_pipeline.storage.database import Connection, Database
 from okx_pipeline.storage.gaps import Verdict, series_with_gaps
@@ -32,7 +34,8 @@ from okx_pipeline.storage.landing import STRAIGHT_FROM, SeriesDay
 from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore, SeriesMonth
 from okx_pipeline.storage.projection import archive_month
 from okx_pipeline.storage.subscriptions import subscribe, unsubscribe
-from okx_pipeline.timeframes import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe, day_ms, day_of, parse_timeframe
+from okx_pipeline.storage.wanted import FOR_EVER_MS, NOTHING, forget, want, wanted_ranges, wants
+from okx_pipeline.timeframes import DAY_MS, HOUR_MS, MINUTE_MS, Timeframe, day_ms, parse_timeframe
 
 SYMBOL = "BTC-USDT-SWAP"
 HOUR = parse_timeframe("1h")
@@ -219,31 +222,96 @@ def test_weeks_and_months_stand_in_the_day_they_open_on(store: CandleStore) -> N
     assert months == [(date(2026, 9, 1), (0, 0, 0, 0, 0))]
 
 
-def test_a_day_nobody_subscribed_to_is_expected_whole_and_is_nobodys_work(store: CandleStore) -> None:
+def wanted_days(store: CandleStore, first: int, days: int, timeframe: Timeframe = HOUR) -> None:
+    """Want `days` days, of which the first is `first` days after FIRST."""
+    start_ms = START_MS + first * DAY_MS
+    key = (SYMBOL, timeframe.name)
+    want(store.connection, {key: [Range(start_ms, start_ms + days * DAY_MS)]}, "backfill")
+
+
+def test_a_day_that_is_held_and_that_nobody_wants_expects_what_it_holds_and_is_checked_and_not_fetched(
+    store: CandleStore,
+) -> None:
     subscribed(store)
     before_ms = START_MS - 5 * DAY_MS
     land(store, [before_ms])
     count(store.connection, store.files, NOON_OF_THIRD_MS)
-    assert numbers(ledger(store)[0]) == (24, 1, 0, 0, 23)
+    first = ledger(store)[0]
+    assert (numbers(first), first.wanted) == ((1, 1, 0, 0, 0), False)
+    assert first.content_hash is not None
+    assert unjudged_days(store.connection, [SYMBOL]) == [SeriesDay(SYMBOL, "1h", first.day)]
     unfinished = unfinished_days(store.connection, [SYMBOL])
     assert sorted((each.key.day, each.closed, each.read) for each in unfinished) == [
         (FIRST, True, False),
         (FIRST + timedelta(1), True, False),
         (FIRST + timedelta(2), False, False),
     ]
-    [summed] = series_coverage(store.connection, subscribed=True)
-    assert (summed.first, summed.expected, summed.missing) == (FIRST, 60, 60)
+    [summed] = series_coverage(store.connection)
+    assert (summed.first, summed.expected, summed.missing) == (first.day, 61, 60)
+
+
+def test_a_wanted_range_is_expected_and_missing_like_what_is_subscribed(store: CandleStore) -> None:
+    wanted_days(store, 0, 2)
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert [(each.day, numbers(each), each.wanted) for each in ledger(store)] == [
+        (FIRST, (24, 0, 0, 0, 24), True),
+        (FIRST + timedelta(1), (24, 0, 0, 0, 24), True),
+    ]
+    assert len(unfinished_days(store.connection, [SYMBOL])) == 2
+
+
+def test_what_is_wanted_of_today_and_later_comes_due_day_by_day(store: CandleStore) -> None:
+    wanted_days(store, 2, 3)
+    for now_ms, expected in ((NOON_OF_THIRD_MS, [12]), (NOON_OF_THIRD_MS + DAY_MS, [24, 12])):
+        count(store.connection, store.files, now_ms)
+        assert [each.expected for each in ledger(store)] == expected
+
+
+def test_rows_that_cannot_be_of_the_instrument_are_held_and_counted(store: CandleStore) -> None:
+    subscribed(store)
+    store.connection.execute(
+        "INSERT INTO trading.instruments (symbol, valid_from, instrument_type, listed_ms, state) "
+        "VALUES (%s, now(), 'SWAP', %s, 'live')",
+        (SYMBOL, START_MS + DAY_MS),
+    )
+    land(store, [START_MS])
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert [(each.expected, each.present, each.wanted) for each in ledger(store)] == [
+        (1, 1, False),
+        (24, 0, True),
+        (12, 0, True),
+    ]
+
+
+def test_only_the_days_that_something_changes_for_are_counted_anew(store: CandleStore) -> None:
+    subscribed(store)
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    wanted_days(store, -3, 2)
+    assert lay_out(store.connection, store.files, NOON_OF_THIRD_MS) == 2
+    forget(store.connection, SYMBOL, [], Range(START_MS - 2 * DAY_MS, START_MS))
+    assert lay_out(store.connection, store.files, NOON_OF_THIRD_MS) == 1
+    assert [each.day for each in ledger(store)][:2] == [FIRST - timedelta(3), FIRST]
+    assert lay_out(store.connection, store.files, NOON_OF_THIRD_MS) == 0
 
 
 def test_what_is_wanted_may_change_and_the_ledger_follows(store: CandleStore) -> None:
     subscribed(store)
+    land(store, [START_MS + DAY_MS])
     count(store.connection, store.files, NOON_OF_THIRD_MS)
     subscribe(store.connection, [SYMBOL], [HOUR], START_MS - DAY_MS)
     count(store.connection, store.files, NOON_OF_THIRD_MS)
     assert ledger(store)[0].day == FIRST - timedelta(1)
-    unsubscribe(store.connection, [SYMBOL], [], START_MS + DAY_MS + HOUR_MS)
+    note_reads(store.connection, {SeriesDay(SYMBOL, "1h", FIRST - timedelta(1)): Read(24, 0, False, NOON_OF_THIRD_MS)})
+    # Of what ends, what was read or is held stays wanted, up to the moment it ended.
+    unsubscribe(store.connection, [SYMBOL], [], START_MS + DAY_MS + 2 * HOUR_MS)
     count(store.connection, store.files, NOON_OF_THIRD_MS)
-    assert [each.expected for each in ledger(store)][:3] == [24, 24, 1]
+    assert [(each.day, each.expected, each.missing) for each in ledger(store)] == [
+        (FIRST - timedelta(1), 24, 24),
+        (FIRST + timedelta(1), 2, 1),
+    ]
+    forget(store.connection, SYMBOL, [], Range(0, NOON_OF_THIRD_MS))
+    count(store.connection, store.files, NOON_OF_THIRD_MS)
+    assert [(each.day, numbers(each)) for each in ledger(store)] == [(FIRST + timedelta(1), (1, 1, 0, 0, 0))]
 
 
 def test_an_archived_months_candles_count_as_present(store: CandleStore) -> None:
@@ -320,77 +388,167 @@ def test_a_month_is_read_once_more_eight_days_after_it_ended(store: CandleStore)
     assert days_to_reconcile(store.connection, [SYMBOL], due_ms) == [key]
 
 
-# Hours of three days, of which the third is half over.
-hours = st.integers(0, 70).map(lambda hour: START_MS + hour * HOUR_MS)
+# Hours of four days: one before the subscription, and three of which the last is half over.
+hours = st.integers(-24, 70).map(lambda hour: START_MS + hour * HOUR_MS)
+day_ranges = st.tuples(st.integers(-1, 2), st.integers(1, 3)).map(list)
 steps: st.SearchStrategy[tuple[str, list[int], str | None]] = st.one_of(
     st.tuples(st.just("land"), st.lists(hours, min_size=1, max_size=30), st.sampled_from(["5", "6"])),
     st.tuples(st.just("quarantine"), st.lists(hours, min_size=1, max_size=3), st.none()),
     st.tuples(st.just("absent"), st.lists(hours, min_size=1, max_size=3), st.none()),
     st.tuples(st.just("detect"), st.just([]), st.none()),
     st.tuples(st.just("count"), st.just([]), st.none()),
+    st.tuples(st.sampled_from(["want", "forget"]), day_ranges, st.none()),
+    st.tuples(st.sampled_from(["subscribe", "unsubscribe"]), st.just([]), st.none()),
 )
 
 
-@given(st.lists(steps, max_size=8))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+class _Model:
+    """What a store ought to say, in sets of open times."""
+
+    def __init__(self, store: CandleStore) -> None:
+        self.store = store
+        self.due = set(HOUR.opens(START_MS - DAY_MS, NOON_OF_THIRD_MS - MINUTE_MS))
+        self.held: set[int] = set()
+        self.refusals: set[int] = set()
+        self.absences: set[int] = set()
+        self.ranges: set[int] = set()
+        self.is_subscribed = False
+
+    @property
+    def wanted(self) -> set[int]:
+        live = HOUR.opens(START_MS, START_MS + 9 * DAY_MS) if self.is_subscribed else ()
+        return self.ranges | set(live)
+
+    def count(self) -> None:
+        count(self.store.connection, self.store.files, NOON_OF_THIRD_MS)
+
+    def detect(self) -> None:
+        pieces = (
+            wants(self.store.connection).get((SYMBOL, "1h"), NOTHING).within(Range(0, NOON_OF_THIRD_MS - MINUTE_MS))
+        )
+        for piece in pieces:
+            lacking = sorted(set(HOUR.opens(*piece)) & self.due - self.held - self.refusals)
+            self.store.record_gaps(SYMBOL, HOUR, piece, runs(HOUR, lacking), NOON_OF_THIRD_MS)
+
+    def take(self, step: str, numbers: list[int], volume: str | None) -> None:
+        store, connection = self.store, self.store.connection
+        if step == "land":
+            land(store, numbers, volume=volume or "5")
+            self.held.update(numbers)
+        elif step == "quarantine":
+            store.land([], [refused(each) for each in numbers], source=Source.REST)
+            self.refusals.update(numbers)
+        elif step == "absent":
+            self.detect()
+            for each in numbers:
+                for gap in gaps.unresolved_gaps(connection, SYMBOL, HOUR, Range(each, each + HOUR_MS)):
+                    verdict = Verdict(Range(each, each + HOUR_MS), "absent", "not_served", [{"asked_ms": 1}], None)
+                    store.settle_gap(gap, [verdict], NOON_OF_THIRD_MS)
+                    self.absences.add(each)
+        elif step == "detect":
+            self.detect()
+        elif step == "count":
+            self.count()
+        elif step == "subscribe":
+            subscribed(store)
+            self.is_subscribed = True
+        elif step == "unsubscribe" and self.is_subscribed:
+            unsubscribe(connection, [SYMBOL], [], START_MS + 3 * DAY_MS)
+            days = {each // DAY_MS for each in self.held if each >= START_MS}
+            self.ranges.update(each for each in self.wanted if each // DAY_MS in days)
+            self.is_subscribed = False
+        elif step == "want":
+            wanted_days(store, *numbers)
+            live = set(self.wanted) - self.ranges
+            self.ranges.update(set(self._days(*numbers)) - live)
+        elif step == "forget" and not (self.is_subscribed and sum(numbers) > 0):
+            within = Range(START_MS + numbers[0] * DAY_MS, START_MS + sum(numbers) * DAY_MS)
+            forget(connection, SYMBOL, [], within)
+            self.ranges.difference_update(self._days(*numbers))
+
+    def _days(self, first: int, days: int) -> Iterator[int]:
+        return HOUR.opens(START_MS + first * DAY_MS, START_MS + (first + days) * DAY_MS)
+
+    def rows(self) -> dict[date, tuple[int, int, int, int, int]]:
+        rows = {}
+        for number in range(-1, 3):
+            day = set(self._days(number, 1))
+            wanted, held = day & self.wanted, day & self.held
+            expected = wanted & self.due
+            lacks = expected - held
+            if wanted:
+                rows[FIRST + timedelta(number)] = (
+                    len(expected),
+                    len(expected & held),
+                    len(lacks & self.absences - self.refusals),
+                    len(lacks & self.refusals),
+                    len(lacks - self.refusals - self.absences),
+                )
+            elif held:
+                rows[FIRST + timedelta(number)] = (len(held), len(held), 0, 0, 0)
+        return rows
+
+
+@given(st.lists(steps, max_size=10))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_after_any_sequence_the_ledger_is_what_a_recount_gives(
     store: CandleStore, done: list[tuple[str, list[int], str | None]]
 ) -> None:
     connection = store.connection
-    for table in ("coverage", "coverage_extents", "candle_gaps", "landing_marks", "candlesticks_quarantine"):
+    for table in (
+        *("coverage", "coverage_extents", "candle_gaps", "landing_marks", "candlesticks_quarantine", "candlesticks"),
+        *("candlestick_revisions", "subscriptions", "wanted_ranges"),
+    ):
         connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier("trading", table)))
-    connection.execute("DELETE FROM trading.candlesticks")
-    connection.execute("DELETE FROM trading.candlestick_revisions")
-    subscribed(store)
-    whole = Range(START_MS, NOON_OF_THIRD_MS - MINUTE_MS)
-    held: set[int] = set()
-    refusals: set[int] = set()
-    absences: set[int] = set()
+    model = _Model(store)
+    model.take("subscribe", [], None)
+    for step in done:
+        model.take(*step)
+    model.count()
 
-    def lacking() -> set[int]:
-        return {each for each in HOUR.opens(*whole) if each not in held | refusals}
-
-    def detect() -> None:
-        from okx_pipeline.ranges import runs
-
-        store.record_gaps(SYMBOL, HOUR, whole, runs(HOUR, sorted(lacking())), NOON_OF_THIRD_MS)
-
-    for step, opens, volume in done:
-        if step == "land":
-            land(store, opens, volume=volume or "5")
-            held.update(opens)
-        elif step == "quarantine":
-            store.land([], [refused(each) for each in opens], source=Source.REST)
-            refusals.update(opens)
-        elif step == "absent":
-            detect()
-            for each in opens:
-                for gap in gaps.unresolved_gaps(connection, SYMBOL, HOUR, Range(each, each + HOUR_MS)):
-                    verdict = Verdict(Range(each, each + HOUR_MS), "absent", "not_served", [{"asked_ms": 1}], None)
-                    store.settle_gap(gap, [verdict], NOON_OF_THIRD_MS)
-                    absences.add(each)
-        elif step == "detect":
-            detect()
-        else:
-            count(connection, store.files, NOON_OF_THIRD_MS)
-        absences -= held | refusals
-    count(connection, store.files, NOON_OF_THIRD_MS)
-
-    for row in ledger(store):
-        start_ms = day_ms(row.day)
-        due = {each for each in HOUR.opens(start_ms, start_ms + DAY_MS) if each < whole.end_ms}
-        lacks = due - held
-        assert numbers(row) == (
-            len(due),
-            len(due & held),
-            len(lacks & absences - refusals),
-            len(lacks & refusals),
-            len(lacks - refusals - absences),
-        )
+    # Gaps are of wanted candles that are not held, each in one of them at most.
+    whole = Range(START_MS - DAY_MS, START_MS + 9 * DAY_MS)
     on_record = gaps.unresolved_gaps(connection, SYMBOL, HOUR, whole)
     covered = [open_ms for gap in on_record for open_ms in HOUR.opens(*gap.range)]
     assert len(covered) == len(set(covered))
-    assert set(covered) <= lacking()
-    assert {each for gap in on_record if gap.status == "absent" for each in HOUR.opens(*gap.range)} == absences
+    assert set(covered) <= (model.wanted & model.due) - model.held - model.refusals
+    absent = {each for gap in on_record if gap.status == "absent" for each in HOUR.opens(*gap.range)}
+    assert absent <= model.absences
+    if not any(step in ("forget", "unsubscribe") for step, _, _ in done):
+        assert absent == (model.absences & model.wanted) - model.held - model.refusals
+    model.absences = absent
+    rows = ledger(store)
+    assert {row.day: numbers(row) for row in rows} == model.rows()
     assert connection.execute("SELECT count(*) FROM trading.landing_marks WHERE counted < revision").fetchone() == (0,)
-    assert day_of(whole.start_ms) == FIRST
+    connection.execute("DELETE FROM trading.coverage")
+    connection.execute("DELETE FROM trading.coverage_extents")
+    connection.execute("UPDATE trading.landing_marks SET counted = 0")
+    model.count()
+    assert ledger(store) == rows
+
+
+def test_ranges_that_touch_join_and_stay_wanted_by_whoever_asked_first(connection: Connection) -> None:
+    key = (SYMBOL, "1h")
+    day = [START_MS + number * DAY_MS for number in range(9)]
+    want(connection, {key: [Range(day[0], day[1]), Range(day[2], day[3])]}, "backfill")
+    [joined] = want(connection, {key: [Range(day[1], day[2])]}, "person")
+    assert (joined.since_ms, joined.until_ms, joined.wanted_by) == (day[0], day[3], "backfill")
+    assert want(connection, {key: [Range(day[0], day[3])]}, "person") == []
+    subscribe(connection, [SYMBOL], [HOUR], day[6])
+    want(connection, {key: [Range(day[5], day[8])], (SYMBOL, "1d"): [Range(day[6], day[7])]}, "person")
+    assert [(each.timeframe.name, each.since_ms, each.until_ms) for each in wanted_ranges(connection)] == [
+        ("1d", day[6], day[7]),
+        ("1h", day[0], day[3]),
+        ("1h", day[5], day[6]),
+    ]
+    with pytest.raises(
+        UsageError, match=f"^{SYMBOL} is subscribed in 1h since 2026-08-09; name what lies before with --end"
+    ):
+        forget(connection, SYMBOL, [], Range(0, day[8]))
+    gone = forget(connection, SYMBOL, [HOUR], Range(day[1], day[2]))
+    assert gone == {HOUR: [Range(day[1], day[2])]}
+    assert wants(connection)[key].ranges == (
+        Range(day[0], day[1]),
+        Range(day[2], day[3]),
+        Range(day[5], FOR_EVER_MS),
+    )

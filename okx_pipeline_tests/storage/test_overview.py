@@ -122,7 +122,7 @@ def test_history_that_was_not_read_yet_is_on_its_way_and_what_it_did_not_bring_i
     assert seen(connection, now_ms + DAY_MS + 1) == (2 * DAY + 4, 2 * DAY - 1, 4, 1, 1)
 
 
-def test_what_is_subscribed_no_more_is_neither_on_its_way_nor_overdue(
+def test_of_what_is_subscribed_no_more_the_days_that_were_read_stay_wanted_and_the_others_are_not_on_their_way(
     connection: Connection, store: CandleStore
 ) -> None:
     seed_subscriptions(connection, ["BTC-USDT-SWAP"], parse_timeframes("1m"), AUGUST)
@@ -133,17 +133,14 @@ def test_what_is_subscribed_no_more_is_neither_on_its_way_nor_overdue(
     unsubscribe(connection, ["BTC-USDT-SWAP"], [], now_ms)
     store.account(now_ms)
     a_day_goes_by(connection)
-    assert seen(connection, now_ms + 2 * DAY_MS) == (2 * DAY - 1, 0, 0, 2 * DAY - 1, 0)
+    assert seen(connection, now_ms + 2 * DAY_MS) == (DAY, 0, 0, DAY, DAY)
 
 
-def test_days_that_nobody_subscribed_to_are_not_held_against_a_series(
-    connection: Connection, store: CandleStore
-) -> None:
+def test_a_day_that_is_held_and_that_nobody_wants_lacks_nothing(connection: Connection, store: CandleStore) -> None:
     store.land([candle(0), candle(3)], source=Source.REST)
     store.account(AUGUST + DAY_MS)
-    assert ledger(connection, None) == {}
+    assert list(ledger(connection, None).values()) == [SeriesLedger("BTC-USDT-SWAP", "1m", 2, 2, 0, 0, 0, 0, 0)]
     seed_subscriptions(connection, ["BTC-USDT-SWAP"], parse_timeframes("1m"), AUGUST + DAY_MS)
     store.account(AUGUST + 2 * DAY_MS + 2 * MINUTE)
     [each] = ledger(connection, None).values()
-    assert each == SeriesLedger("BTC-USDT-SWAP", "1m", DAY + 1, 0, 0, 0, DAY + 1, DAY + 1, 0)
-    assert each.percent == 0
+    assert each == SeriesLedger("BTC-USDT-SWAP", "1m", DAY + 3, 2, 0, 0, DAY + 1, DAY + 1, 0)

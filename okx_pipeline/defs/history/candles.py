@@ -47,7 +47,7 @@ COLUMN_SCHEMA = dg.TableSchema(
     metadata={"dagster/column_schema": COLUMN_SCHEMA, "dagster/table_name": "trading.candlesticks"},
 )
 def candles(context: dg.AssetExecutionContext, pipeline: Pipeline) -> None:
-    """One row per confirmed candle of a symbol's day, in every timeframe subscribed, exactly as OKX serves it."""
+    """One row per confirmed candle of a symbol's day, in every timeframe wanted on it, exactly as OKX serves it."""
 
     async def land(wanted: Mapping[str, list[date]]) -> DaysLanded:
         async with pipeline.backfill() as backfill:

@@ -1,4 +1,4 @@
-"""When history runs by itself: after UTC midnight, and whenever a symbol is subscribed that has no partitions yet."""
+"""When history runs by itself: after UTC midnight, and whenever a symbol is wanted that has no partitions yet."""
 
 from collections.abc import Iterator
 from datetime import UTC, timedelta
@@ -9,7 +9,8 @@ from okx_pipeline.defs.history.candles import candles
 from okx_pipeline.defs.history.instruments import instruments
 from okx_pipeline.defs.partitions import key_of, symbols
 from okx_pipeline.defs.resources import Pipeline
-from okx_pipeline.storage.subscriptions import subscriptions
+from okx_pipeline.history.daily import symbols_wanted_on
+from okx_pipeline.storage.wanted import symbols_in_scope
 
 # Landing does not wait for the checks: what landed is judged by a run of its own.
 candles_job = dg.define_asset_job("okx_candles", selection=dg.AssetSelection.assets(candles).without_checks())
@@ -31,14 +32,16 @@ instruments_daily = dg.ScheduleDefinition(
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
-def candles_daily(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Yesterday of every symbol, and the weeks and months that closed with it; every candle is then confirmed twice."""
+def candles_daily(context: dg.ScheduleEvaluationContext, pipeline: Pipeline) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Yesterday of every symbol wanted then, and the weeks and months that closed; REST then confirms every candle."""
     day = context.scheduled_execution_time.astimezone(UTC).date() - timedelta(days=1)
-    known = context.instance.get_dynamic_partitions(str(symbols.name))
-    if not known:
-        yield dg.SkipReason("no symbol is subscribed yet")
+    with pipeline.database() as database, database.connect() as connection:
+        wanted = symbols_wanted_on(connection, day)
+    chosen = [symbol for symbol in context.instance.get_dynamic_partitions(str(symbols.name)) if symbol in wanted]
+    if not chosen:
+        yield dg.SkipReason(f"nothing of {day} is wanted")
         return
-    for symbol in known:
+    for symbol in chosen:
         key = key_of(day, symbol)
         yield dg.RunRequest(run_key=f"{key}", partition_key=key)
 
@@ -49,11 +52,11 @@ def candles_daily(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunReque
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def subscribed_symbols(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.SensorResult:
-    """Adds a symbol partition when a symbol is subscribed. None is ever deleted: its history would go out of sight."""
+    """Adds a partition for each symbol that is subscribed, wanted or held. It deletes none: that would hide history."""
     with pipeline.database() as database, database.connect() as connection:
-        wanted = dict.fromkeys(each.symbol for each in subscriptions(connection))
+        in_scope = symbols_in_scope(connection)
     known = set(context.instance.get_dynamic_partitions(str(symbols.name)))
-    new = [symbol for symbol in wanted if symbol not in known]
+    new = [symbol for symbol in in_scope if symbol not in known]
     return dg.SensorResult(
         dynamic_partitions_requests=[symbols.build_add_request(new)] if new else [],
         skip_reason=f"new symbols: {', '.join(new)}" if new else f"{len(known)} symbols, none new",

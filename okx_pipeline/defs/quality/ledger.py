@@ -1,4 +1,4 @@
-"""The sensor that requests what the ledger lacks: history to read, gaps to mend, days to read once more or to judge."""
+"""The sensor that requests what the ledger lacks: history to read, gaps to repair, days to read again or to check."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -18,7 +18,7 @@ from okx_pipeline.defs.quality.reconciliation import reconciliation
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.quality.work import Kind, Work, work_left
 from okx_pipeline.storage.quality_results import last_judged_at
-from okx_pipeline.storage.subscriptions import subscriptions
+from okx_pipeline.storage.wanted import symbols_in_scope
 from okx_pipeline.stream.health import stream_health
 
 TAG: Final = "okx/work"
@@ -67,8 +67,8 @@ def ledger_work(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.S
         now_ms = stream_health(connection).now_ms
         if now_ms is None:
             return dg.SkipReason("the exchange's time is not known before the sidecar streams")
-        wanted = sorted({each.symbol for each in subscriptions(connection)} & known)
-        chosen = _next(wanted, context.cursor)
+        in_scope = [symbol for symbol in symbols_in_scope(connection) if symbol in known]
+        chosen = _next(in_scope, context.cursor)
         # Partitions go by this machine's days.
         days = {"first": pipeline.settings().partition_start, "today": datetime.now(tz=UTC).date()}
         work = work_left(connection, chosen, now_ms, DAYS_A_RUN, **days)
@@ -84,10 +84,10 @@ def ledger_work(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.S
     )
 
 
-def _next(wanted: list[str], cursor: str | None) -> list[str]:
+def _next(in_scope: list[str], cursor: str | None) -> list[str]:
     """The next symbols in turn, after those of the last tick."""
-    later = [symbol for symbol in wanted if symbol > (cursor or "")]
-    earlier = [symbol for symbol in wanted if symbol <= (cursor or "")]
+    later = [symbol for symbol in in_scope if symbol > (cursor or "")]
+    earlier = [symbol for symbol in in_scope if symbol <= (cursor or "")]
     return list(islice([*later, *earlier], SYMBOLS_A_TICK))
 
 

@@ -9,7 +9,7 @@ from okx_pipeline.defs.partitions import days
 from okx_pipeline.defs.quality.candle_quality import candle_quality
 from okx_pipeline.defs.resources import Pipeline, told_in_one_line
 from okx_pipeline.reports.daily import markdown_of, read_report, write_report
-from okx_pipeline.storage.subscriptions import every_subscription
+from okx_pipeline.storage.wanted import symbols_in_scope
 
 
 @dg.asset(
@@ -25,7 +25,7 @@ def daily_report(context: dg.AssetExecutionContext, pipeline: Pipeline) -> None:
     """One page per UTC day: coverage, quality, corrections, stream and market."""
     settings = pipeline.settings()
     with told_in_one_line(), pipeline.store() as store:
-        symbols = sorted({each.symbol for each in every_subscription(store.connection)})
+        symbols = symbols_in_scope(store.connection)
         for key in sorted(context.partition_keys):
             report = read_report(store, date.fromisoformat(key), symbols)
             page = write_report(settings.reports_folder, report)
