@@ -198,8 +198,8 @@ WHERE (read_at AT TIME ZONE 'UTC') < trading.reconcile_at(timeframe, day)
 
 
 # A day with missing candles is checked when those are repaired or proven absent, or a day later in any case. A day that
-# was repaired in vain is checked again after 10, 20, 40 and 80 minutes, and repaired each time. A day that nobody wants is
-# never read, and checked as it is.
+# was repaired in vain is checked again after 10, 20, 40 and 80 minutes, and repaired each time. A day that nobody wants
+# is never read, and checked as it is.
 _UNJUDGED: Final[LiteralString] = """
 SELECT symbol, timeframe, day FROM (
     SELECT symbol, timeframe, day, wanted, read_at, present, missing, counted_at FROM trading.coverage
@@ -209,7 +209,8 @@ SELECT symbol, timeframe, day FROM (
     WHERE repairs > 0 AND content_hash IS NOT NULL AND symbol = ANY(%(symbols)s) AND repairs < %(repairs)s
       AND judged_at < clock_timestamp() - interval '5 minutes' * 2 ^ repairs
 ) AS known
-WHERE (read_at IS NOT NULL OR NOT wanted) AND present > 0 AND (missing = 0 OR counted_at < clock_timestamp() - interval '1 day')
+WHERE (read_at IS NOT NULL OR NOT wanted) AND present > 0
+  AND (missing = 0 OR counted_at < clock_timestamp() - interval '1 day')
   AND (NOT %(failing)s OR EXISTS (
       SELECT FROM trading.quality_results AS verdict
       WHERE verdict.symbol = known.symbol AND verdict.timeframe = known.timeframe AND verdict.day = known.day

@@ -496,7 +496,7 @@ def test_after_any_sequence_the_ledger_is_what_a_recount_gives(
 ) -> None:
     connection = store.connection
     for table in (
-        *("coverage", "coverage_extents", "candle_gaps", "landing_marks", "candlesticks_quarantine", "candlesticks"),
+        *("candlesticks", "coverage", "coverage_extents", "candle_gaps", "landing_marks", "candlesticks_quarantine"),
         *("candlestick_revisions", "subscriptions", "wanted_ranges"),
     ):
         connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier("trading", table)))
