@@ -1,10 +1,11 @@
 """Candles for analysis: a range of a series as a pandas frame or an Arrow table, from Parquet or PostgreSQL."""
 
+import warnings
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from okx_pipeline.candles import VALUE_COLUMNS, parse_symbol
-from okx_pipeline.errors import UsageError
+from okx_pipeline.errors import PipelineError, UsageError, command
 from okx_pipeline.ranges import Range
 from okx_pipeline.settings import Settings, read_settings
 from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 StoreName = Literal["parquet", "postgres"]
 Moment = date | datetime | str | int
 """A UTC day, an aware moment, either of them as ISO text, or Unix milliseconds."""
+
+
+class DamagedFileWarning(UserWarning):
+    """A Parquet file is damaged, and its candles were read from PostgreSQL instead."""
+
 
 NAMES: Final = {column.name: column.name.removesuffix("_price") for column in VALUE_COLUMNS}
 """Columns as people read them, as in the view `trading.candles`."""
@@ -71,7 +77,7 @@ def load_candles(
     start, end
         UTC days, aware moments, ISO text or Unix milliseconds; everything that is held where left out.
     store
-        ``parquet`` reads the files and needs no database; ``postgres`` has the last minutes, too.
+        ``parquet`` reads the files, and PostgreSQL only if one is damaged; ``postgres`` has the last minutes, too.
     numbers
         ``decimal`` for exact numbers (decimal128(38, 18); `decimal.Decimal` in pandas), ``float`` for fast ones.
     kind
@@ -90,7 +96,12 @@ def load_candles(
     UsageError
         If the symbol, timeframe or a moment cannot be.
     StorageError
-        If the store is out of reach or a file damaged.
+        If the store is out of reach, or a file is damaged whose rows PostgreSQL does not have.
+
+    Warns
+    -----
+    DamagedFileWarning
+        If a file is damaged and PostgreSQL had the rows.
 
     Examples
     --------
@@ -144,13 +155,32 @@ def moment_ms(name: str, moment: Moment) -> int:
 
 def _read(settings: Settings, store: str, symbol: str, timeframe: Timeframe, within: Range) -> "pa.Table":
     from okx_pipeline.storage.candle_store import CandleStore
+    from okx_pipeline.storage.database import StorageError
     from okx_pipeline.storage.opening import opened_database
-    from okx_pipeline.storage.parquet import ParquetStore
+    from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore
     from okx_pipeline.storage.reading import read_files, read_store
 
     files = ParquetStore(settings.parquet_root)
     if store == "parquet":
-        return read_files(files, symbol, timeframe, within)
+        try:
+            return read_files(files, symbol, timeframe, within)
+        except DamagedFileError as problem:
+            damage = problem
+        try:
+            with opened_database(settings) as database, CandleStore.opened(database, files) as opened:
+                table = read_store(opened, symbol, timeframe, within)
+        except DamagedFileError:
+            raise StorageError(f"{damage}; the month is archived: bring the file back from a backup") from damage
+        except (PipelineError, OSError) as problem:
+            raise StorageError(f"{damage}; PostgreSQL, which may have the rows, cannot be asked: {problem}") from damage
+        repair = command(f"validate --symbols {symbol} --timeframes {timeframe}")
+        warnings.warn(
+            f"{damage}; the candles were read from PostgreSQL. A running sidecar writes the file again within minutes, "
+            f"and so does: {repair}",
+            DamagedFileWarning,
+            stacklevel=4,
+        )
+        return table
     with opened_database(settings) as database, CandleStore.opened(database, files) as opened:
         return read_store(opened, symbol, timeframe, within)
 

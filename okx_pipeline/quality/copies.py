@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date
 from typing import Final
 
-from okx_pipeline.quality.suites import Check
+from okx_pipeline.quality.suites import RULES, Check
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import judge_again
 from okx_pipeline.storage.damage import write_again
@@ -68,6 +68,8 @@ def _wrong_files(verdicts: Iterable[Verdict]) -> dict[SeriesKey, str]:
         if not each.is_error:
             continue
         only_the_file = each.store is Store.PARQUET and (each.symbol, each.timeframe, each.check) in sound_rows
+        # Rows of an archived month are the file's, whichever store is asked for.
+        only_the_file |= any(RULES[name].of_files for name in each.failed)
         if each.check == Check.STORE_PARITY or only_the_file:
             wrong.setdefault((each.symbol, each.timeframe), f"{each.check} fails: {', '.join(each.failed)}")
     return wrong

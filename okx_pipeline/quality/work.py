@@ -51,6 +51,7 @@ def work_left(
     *,
     first: date = date.min,
     today: date = date.max,
+    every: Sequence[str] = (),
 ) -> list[Work]:
     """The newest work of each kind that `symbols` need, at most `most_days` in a row each.
 
@@ -62,6 +63,9 @@ def work_left(
         The exchange's time.
     first, today
         Days for which there can be runs: from `first` on, and before `today`; gaps may be repaired today, too.
+    every
+        Every symbol that there can be runs for. Days that were repaired after their last verdict, an error, are checked
+        first, whichever symbol they are of.
     """
     life_of = lives(connection)
     delisted = {symbol for symbol in symbols if symbol in life_of and life_of[symbol].state == "delisted"}
@@ -77,8 +81,9 @@ def work_left(
             days[Kind.REPAIR, gap.symbol].update(map(_run_day, keys))
     for key in days_to_reconcile(connection, sorted(set(symbols) - delisted), now_ms):
         days[Kind.RECONCILIATION, key.symbol].add(_run_day(key))
-    for key in unjudged_days(connection, symbols):
-        # Judged are the candles that open on a day.
+    # What a repair touched comes first, whoever's turn it is: its standing verdict is an error that may be over.
+    for key in unjudged_days(connection, every or symbols, failing=True) or unjudged_days(connection, symbols):
+        # Candles are checked on the day they open.
         days[Kind.VERDICT, key.symbol].add(key.day)
     work = []
     for (kind, symbol), found in sorted(days.items()):

@@ -189,6 +189,12 @@ WHERE (coverage.missing > 0 OR coverage.read_at IS NULL) AND coverage.symbol = A
   AND (coverage.missing > 0 OR coverage.content_hash IS NOT NULL) AND coverage.wanted
 """
 
+_WITH_GAPS: Final[LiteralString] = """
+SELECT symbol FROM trading.coverage
+WHERE missing > 0 AND read_at IS NOT NULL AND symbol = ANY(%s)
+GROUP BY symbol ORDER BY max(counted_at) DESC LIMIT %s
+"""
+
 _TO_RECONCILE: Final[LiteralString] = """
 SELECT symbol, timeframe, day FROM trading.coverage
 WHERE (read_at AT TIME ZONE 'UTC') < trading.reconcile_at(timeframe, day)
@@ -523,6 +529,11 @@ def unfinished_days(connection: Connection, symbols: Sequence[str]) -> list[Unfi
         Unfinished(SeriesDay(symbol, timeframe, day), *rest)
         for symbol, timeframe, day, *rest in connection.execute(_UNFINISHED, (list(symbols),))
     ]
+
+
+def symbols_with_gaps(connection: Connection, symbols: Sequence[str], most: int) -> list[str]:
+    """Those of `symbols` that lack candles on days that REST was read for, `most` of them, the latest found first."""
+    return [symbol for (symbol,) in connection.execute(_WITH_GAPS, (list(symbols), most))]
 
 
 def unjudged_days(connection: Connection, symbols: Sequence[str], *, failing: bool = False) -> list[SeriesDay]:

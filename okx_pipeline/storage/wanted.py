@@ -177,7 +177,8 @@ def is_in_scope(
 def nothing_in_scope() -> UsageError:
     """The error for a command that would answer about nothing: that would pass for a good answer."""
     return UsageError(
-        f"nothing of that is subscribed, wanted or held; see: {command('subscribe --help')}, {command('backfill --help')}"
+        "nothing of that is subscribed, wanted or held; see: "
+        f"{command('subscribe --help')}, {command('backfill --help')}"
     )
 
 

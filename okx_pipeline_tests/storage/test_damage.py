@@ -51,7 +51,8 @@ def cut_off(path: Path) -> None:
 
 def flip_a_byte_of_the_rows(path: Path) -> None:
     body = bytearray(path.read_bytes())
-    body[len(body) // 4] ^= 0x40
+    for place in range(200, 400):
+        body[place] ^= 0x40
     path.write_bytes(body)
 
 

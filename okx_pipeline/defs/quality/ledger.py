@@ -17,6 +17,7 @@ from okx_pipeline.defs.quality.data_docs import data_docs, quality_report
 from okx_pipeline.defs.quality.reconciliation import reconciliation
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.quality.work import Kind, Work, work_left
+from okx_pipeline.storage.coverage import symbols_with_gaps
 from okx_pipeline.storage.quality_results import last_judged_at
 from okx_pipeline.storage.wanted import symbols_in_scope
 from okx_pipeline.stream.health import stream_health
@@ -68,10 +69,13 @@ def ledger_work(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.S
         if now_ms is None:
             return dg.SkipReason("the exchange's time is not known before the sidecar streams")
         in_scope = [symbol for symbol in symbols_in_scope(connection) if symbol in known]
-        chosen = _next(in_scope, context.cursor)
+        # Gaps do not wait for their symbol's turn, which may take a quarter of an hour in a large market.
+        gaps = symbols_with_gaps(connection, in_scope, SYMBOLS_A_TICK // 2)
+        in_turn = _next(in_scope, context.cursor)[: SYMBOLS_A_TICK - len(gaps)]
+        chosen = list(dict.fromkeys([*gaps, *in_turn]))
         # Partitions go by this machine's days.
         days = {"first": pipeline.settings().partition_start, "today": datetime.now(tz=UTC).date()}
-        work = work_left(connection, chosen, now_ms, DAYS_A_RUN, **days)
+        work = work_left(connection, chosen, now_ms, DAYS_A_RUN, **days, every=in_scope)
         judged_at = last_judged_at(connection)
     requests = [_request(context.instance, each) for each in work if each.kind is not Kind.VERDICT]
     requests.append(_request_verdict(context.instance, [each for each in work if each.kind is Kind.VERDICT]))
@@ -79,7 +83,7 @@ def ledger_work(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.S
     wanted_now = [request for request in requests if request is not None]
     return dg.SensorResult(
         run_requests=wanted_now,
-        cursor=chosen[-1] if chosen else None,
+        cursor=in_turn[-1] if in_turn else None,
         skip_reason=None if wanted_now else f"nothing to request for {len(chosen)} symbols; {len(work)} runs under way",
     )
 
