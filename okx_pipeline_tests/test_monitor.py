@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from io import StringIO
 from pathlib import Path
@@ -29,6 +30,7 @@ from okx_pipeline.storage.findings import DamagedMonth, FailingCheck, Findings, 
 from okx_pipeline.storage.landing import land
 from okx_pipeline.storage.overview import SeriesLedger, StoreOverview
 from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.partitions import DetachedMonth
 from okx_pipeline.storage.quality_results import QualitySummary
 from okx_pipeline.storage.stream_status import Heartbeat, SidecarStatus, beat
 from okx_pipeline.storage.subscriptions import subscribe
@@ -328,6 +330,13 @@ FOUR = {(symbol, "1m"): None for symbol in "ABCD"}
 MAINTENANCE = [{"title": "work", "state": "ongoing", "begin_ms": 0, "end_ms": NOW_MS + 1, "stops_candles": True}]
 CASES: dict[str, tuple[float, bool, str, dict[str, Any]]] = {
     "all is well": (100, True, "", {}),
+    "a month is detached": (
+        *(75, False, "the partition of 2026-08 is detached, "),
+        {
+            "store": whole(Findings(detached=[DetachedMonth(date(2026, 8, 1))])),
+            "stream": stream(sidecar(), {"A": 65_000}),
+        },
+    ),
     "a series is late": (75, False, "1 series are late, A 1m by 65 s", {"stream": stream(sidecar(), {"A": 65_000})}),
     "late while OKX is at maintenance": (
         *(100, True, "OKX is at maintenance: work"),

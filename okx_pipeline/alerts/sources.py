@@ -1,10 +1,11 @@
-"""Sources that need nothing but the store: gaps, quarantined rows, and verdicts of the quality checks."""
+"""Sources that need nothing but the store: gaps, quarantined rows, detached partitions, verdicts of the checks."""
 
 from typing import Final
 
 from okx_pipeline.storage.alert_sources import failed_checks, gaps_open_for, quarantined_within
 from okx_pipeline.storage.alerts import Incident
 from okx_pipeline.storage.database import Connection
+from okx_pipeline.storage.partitions import detached_months
 from okx_pipeline.timeframes import parse_timeframe
 
 QUIET_HOURS: Final = 24
@@ -32,6 +33,11 @@ def quarantined_rows(connection: Connection) -> list[Incident]:
         text = f"{what if each.symbol else _number(each.rows, 'frame')} quarantined within {QUIET_HOURS} hours: "
         incidents.append(Incident(each.symbol or "", text + each.reason, each.symbol, "warning"))
     return incidents
+
+
+def detached_partitions(connection: Connection) -> list[Incident]:
+    """Partitions that somebody has detached: an incident per month, with the SQL that attaches it again."""
+    return [Incident(f"{each.month:%Y-%m}", str(each)) for each in detached_months(connection)]
 
 
 def failed_quality_checks(connection: Connection) -> list[Incident]:

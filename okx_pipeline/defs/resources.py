@@ -14,6 +14,7 @@ from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.opening import opened_database
 from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.partitions import DetachedMonthError
 
 
 class Pipeline(dg.ConfigurableResource[Any]):
@@ -67,4 +68,5 @@ def told_in_one_line() -> Iterator[None]:
         # Dagster would take the interrupt for a failure that the retry policy tries again, and never end the run.
         raise dg.Failure("stopped; what has landed stays", allow_retries=False) from interrupt
     except PipelineError as problem:
-        raise dg.Failure(str(problem), allow_retries=not isinstance(problem, UsageError)) from problem
+        hopeless = isinstance(problem, UsageError | DetachedMonthError)
+        raise dg.Failure(str(problem), allow_retries=not hopeless) from problem

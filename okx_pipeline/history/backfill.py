@@ -10,11 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
+from functools import partial
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
 
-from okx_pipeline.candles import Source
+from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.errors import PipelineError
 from okx_pipeline.exchange import protocol
 from okx_pipeline.exchange.budget import RequestBudget
@@ -29,13 +30,14 @@ from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import Read
 from okx_pipeline.storage.database import Database, translated
 from okx_pipeline.storage.instruments import Snapshot, life_of, record_listing
-from okx_pipeline.storage.landing import SeriesDay
+from okx_pipeline.storage.landing import Landed, SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.storage.partitions import DetachedMonth, DetachedMonthError, detached_months
 from okx_pipeline.storage.projection import Projected
 from okx_pipeline.storage.request_budget import SharedBudget
 from okx_pipeline.storage.stream_status import sidecar_status
 from okx_pipeline.storage.wanted import WantedBy, want
-from okx_pipeline.timeframes import DAY_MS, Timeframe, day_of, parse_timeframe
+from okx_pipeline.timeframes import DAY_MS, Timeframe, day_of, month_of, parse_timeframe
 
 CONCURRENCY: Final = 24
 """Requests in flight per endpoint at the most; a full window of the budget, and a few that wait for it."""
@@ -100,6 +102,8 @@ class Report:
         Why spans asked for nothing.
     projected
         The Parquet files that were looked after.
+    detached
+        Months whose candles could not land, as their partition is detached.
     """
 
     days: defaultdict[SeriesDay, DayReport] = field(default_factory=lambda: defaultdict(DayReport))
@@ -109,6 +113,11 @@ class Report:
     seconds: float = 0.0
     notes: dict[Span, str] = field(default_factory=dict)
     projected: list[Projected] = field(default_factory=list)
+    detached: set[DetachedMonth] = field(default_factory=set)
+
+    def is_detached(self, day: date) -> bool:
+        """Whether the candles of a day could not land, as the partition of its month is detached."""
+        return any(each.month == day.replace(day=1) for each in self.detached)
 
     def reads(self, at_ms: int) -> dict[SeriesDay, Read]:
         """What REST was asked of each day and answered, for the ledger; asked at or after `at_ms`."""
@@ -296,16 +305,26 @@ class Backfill:
         ------
         ExchangeError
             If OKX cannot be asked to the last try. What came before has landed and is projected.
+        DetachedMonthError
+            If months of the plan have a detached partition. All other months have landed and are projected.
         StorageError
             If the database or the disk refuses. What landed before stays.
         """
+        report = await self.run_attached(plan, progress=progress)
+        if report.detached:
+            raise DetachedMonthError(report.detached)
+        return report
+
+    async def run_attached(self, plan: Plan, *, progress: Progress | None = None) -> Report:
+        """As `run`, but months whose partition is detached are only noted in the report."""
         started = monotonic()
         report = Report(notes=dict(plan.notes))
+        wanted = await asyncio.to_thread(self._that_can_land, plan, report)
         try:
             # Each endpoint has a budget of its own, and neither waits for the other's.
             async with asyncio.TaskGroup() as group:
                 for endpoint in (protocol.CANDLES, protocol.HISTORY_CANDLES):
-                    windows = [each for each in plan.windows if each[1].endpoint == endpoint]
+                    windows = [each for each in wanted if each[1].endpoint == endpoint]
                     if windows:
                         group.create_task(self._fetch(windows, report, plan, progress))
         except BaseExceptionGroup as problems:
@@ -339,11 +358,7 @@ class Backfill:
         async with self._landing:
             for index, page in enumerate(result.pages):
                 refused = result.refused if index == 0 else []
-                landed = await _to_its_end(
-                    asyncio.to_thread(
-                        self.store.land, page.candles, refused, source=Source.REST, requested_at=page.sent_at
-                    )
-                )
+                landed = await self._land_page(page.candles, refused, page.sent_at, report)
                 for day, change in landed.changes.items():
                     report.days[day].inserted += change.inserted
                     report.days[day].corrected += change.corrected
@@ -352,15 +367,46 @@ class Backfill:
         quarantined = Counter(day_of(row.timestamp_ms) for row in result.refused if row.timestamp_ms is not None)
         for utc_day, rows in quarantined.items():
             report.days[SeriesDay(result.symbol, name, utc_day)].quarantined += rows
+        # Days that could not land were not read: they are asked for again once their month is attached.
         for utc_day, candles in _candles_by_day(result.window).items():
+            if report.is_detached(utc_day):
+                continue
             done = report.days[SeriesDay(result.symbol, name, utc_day)]
             done.asked += candles
             done.requests += result.requests
         for utc_day, candles in Counter(day_of(candle.timestamp_ms) for candle in result.candles).items():
-            report.days[SeriesDay(result.symbol, name, utc_day)].served += candles
+            if not report.is_detached(utc_day):
+                report.days[SeriesDay(result.symbol, name, utc_day)].served += candles
         report.requests += result.requests
         report.rows += len(result.candles)
         report.windows_done += 1
+
+    async def _land_page(
+        self, candles: Sequence[Candle], refused: Sequence[Refused], sent_at: datetime, report: Report
+    ) -> Landed:
+        """Land what can land; months whose partition is detached are noted in the report."""
+        land = partial(self.store.land, source=Source.REST, requested_at=sent_at)
+        while True:
+            try:
+                return await _to_its_end(asyncio.to_thread(land, candles, refused))
+            except DetachedMonthError as problem:
+                report.detached.update(problem.months)
+                _, candles = problem.divide(candles)
+
+    def _that_can_land(self, plan: Plan, report: Report) -> list[tuple[str, Window]]:
+        """The windows of `plan` of which a candle can land; months whose partition is detached are noted."""
+        with translated(self.store.place):
+            detached = {each.month: each for each in detached_months(self.store.connection)}
+        if not detached:
+            return plan.windows
+        windows = []
+        for symbol, window in plan.windows:
+            opens = window.timeframe.opens(window.start_ms, window.end_ms)
+            months = {month_of(open_ms) for open_ms in opens}
+            report.detached.update(detached[month] for month in months & detached.keys())
+            if months - detached.keys():
+                windows.append((symbol, window))
+        return windows
 
     def _have(self, span: Span) -> list[int]:
         return self.store.opens(span.symbol, span.timeframe, span.start_ms, span.end_ms)

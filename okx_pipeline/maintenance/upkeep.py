@@ -25,7 +25,14 @@ from okx_pipeline.storage.database import session_lock_if_free, translated
 from okx_pipeline.storage.landing import ensure_months
 from okx_pipeline.storage.months import SeriesMonthState, held_months, partition_states, series_months
 from okx_pipeline.storage.parquet import DamagedFileError, SeriesMonth
-from okx_pipeline.storage.partitions import InUseError, leave_archived_out, may_vacuum, partition_bytes, vacuum_month
+from okx_pipeline.storage.partitions import (
+    InUseError,
+    detached_months,
+    leave_archived_out,
+    may_vacuum,
+    partition_bytes,
+    vacuum_month,
+)
 from okx_pipeline.storage.projection import archive_month, archive_whole, rebuild_month, restore_month
 from okx_pipeline.timeframes import DAY_MS, Timeframe, month_bounds, month_of
 
@@ -235,10 +242,15 @@ class Upkeep:
         for state in series_months(self._connection):
             by_month[state.key.month].append(state)
         partitions, done = partition_bytes(self._connection), partition_states(self._connection)
+        detached = {each.month for each in detached_months(self._connection)}
         vacuums = may_vacuum(self._connection)
         plans = []
         for month in self.months():
             if months is not None and month not in months:
+                continue
+            if month in detached:
+                # Nothing of it can be read, so nothing else is decided.
+                plans.append(MonthPlan(month, make=True))
                 continue
             states = by_month[month]
             plan = MonthPlan(month)
@@ -270,6 +282,9 @@ class Upkeep:
         """
         done = MonthDone(plan.month)
         with translated(self._store.place):
+            done.problems += [str(each) for each in detached_months(self._connection) if each.month == plan.month]
+            if done.problems:
+                return done
             if plan.make:
                 ensure_months(self._connection, [plan.month])
                 done.made = True

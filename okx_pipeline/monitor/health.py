@@ -8,6 +8,7 @@ from okx_pipeline.errors import command
 from okx_pipeline.quality.suites import Check
 from okx_pipeline.storage.findings import DamagedMonth, FailingCheck, Findings, MissingCandles
 from okx_pipeline.storage.overview import SeriesLedger, StoreOverview
+from okx_pipeline.storage.partitions import DetachedMonthError
 from okx_pipeline.stream.health import StreamHealth
 
 Ledger = Mapping[tuple[str, str], SeriesLedger]
@@ -78,6 +79,8 @@ def problems_of(found: Findings) -> list[str]:
     A running backfill or a stopped stream is not unhealthy.
     """
     problems = []
+    if found.detached:
+        problems.append(str(DetachedMonthError(found.detached)))
     if found.files:
         first = found.files[0]
         problems.append(f"{_number(found.damaged, 'Parquet file')} damaged: {first.damage}{_repaired_by(first)}")
@@ -103,6 +106,7 @@ def problems_of(found: Findings) -> list[str]:
 
 def told(found: Findings, pages_url: str) -> Iterator[str]:
     """Every finding as a line of its own, with its page and the command that repairs it."""
+    yield from map(str, found.detached)
     for file in found.files:
         yield f"{file.symbol} {file.timeframe} {file.month:%Y-%m}: {file.damage}{_repaired_by(file)}"
     for check in found.checks:

@@ -22,7 +22,8 @@ from okx_pipeline.ranges import Range, difference, intersection, union
 from okx_pipeline.storage.database import translated
 from okx_pipeline.storage.gaps import Gap, Reason, Verdict, unresolved_gaps
 from okx_pipeline.storage.instruments import lives
-from okx_pipeline.timeframes import DAY_MS, MINUTE_MS, WEEK_MS, Timeframe, parse_timeframe
+from okx_pipeline.storage.partitions import DetachedMonthError
+from okx_pipeline.timeframes import DAY_MS, MINUTE_MS, WEEK_MS, Timeframe, month_bounds, parse_timeframe
 
 AGAIN_OLD_S: Final = 1.0
 AGAIN_YOUNG_MS: Final = 15 * MINUTE_MS
@@ -101,6 +102,8 @@ async def repair(backfill: Backfill, wanted: Sequence[SeriesRange], *, progress:
     ------
     ExchangeError
         If OKX cannot be asked to the last try. What came before has landed; what is missing stays open.
+    DetachedMonthError
+        If months of `wanted` have a detached partition. The gaps of all other months are dealt with.
     StorageError
         If the database or the disk refuses.
     """
@@ -127,6 +130,8 @@ class _Repairing:
             now_ms = await self.backfill.clock.now_ms()
             done.after = [await asyncio.to_thread(detect, self.store, each, now_ms) for each in wanted]
         done.requests = self.requests
+        if done.fetched.detached:
+            raise DetachedMonthError(done.fetched.detached)
         return done
 
     def _to_ask(self, wanted: Sequence[SeriesRange], now_ms: int) -> dict[Series, list[Range]]:
@@ -144,13 +149,13 @@ class _Repairing:
     async def _fetch(self, to_ask: Mapping[Series, Sequence[Range]], progress: Progress | None) -> Report:
         # OKX may not know a delisted instrument any more; asking for evidence finds out.
         known = {series: ranges for series, ranges in to_ask.items() if series[0] not in self.delisted}
-        return await self.backfill.run(await self.backfill.plan_ranges(known), progress=progress)
+        return await self.backfill.run_attached(await self.backfill.plan_ranges(known), progress=progress)
 
     async def _settle(self, to_ask: Mapping[Series, Sequence[Range]], done: Repair) -> None:
         """Ask for evidence of what was not served; a second time, a second later, for what is old."""
         first_s = monotonic()
         waiting: list[tuple[Gap, Answer]] = []
-        for gap in self._left(to_ask):
+        for gap in self._left(to_ask, done.fetched):
             answer = await self._ask(gap)
             if answer is None:
                 await self._wait(gap, done)
@@ -167,12 +172,18 @@ class _Repairing:
             else:
                 await self._judge(gap, [first.evidence(), answer.evidence()], answer, done)
 
-    def _left(self, to_ask: Mapping[Series, Sequence[Range]]) -> list[Gap]:
+    def _left(self, to_ask: Mapping[Series, Sequence[Range]], fetched: Report) -> list[Gap]:
+        """The gaps that are still there, without those that reach into a month in which nothing can land."""
         left = []
+        closed = [Range(*month_bounds(each.month)) for each in fetched.detached]
         for (symbol, timeframe), ranges in to_ask.items():
             around = Range(ranges[0].start_ms, ranges[-1].end_ms)
             gaps = unresolved_gaps(self.store.connection, symbol, timeframe, around)
-            left += [gap for gap in gaps if intersection([gap.range], ranges)]
+            left += [
+                gap
+                for gap in gaps
+                if intersection([gap.range], ranges) and not intersection([gap.range], sorted(closed))
+            ]
         return left
 
     def _is_old(self, gap: Gap, answer: Answer) -> bool:

@@ -18,7 +18,8 @@ from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.gaps import Gap, gaps_to_ask
 from okx_pipeline.storage.instruments import lives
 from okx_pipeline.storage.landing import SeriesDay
-from okx_pipeline.timeframes import DAY_MS, GRACE_MS, HOUR_MS, day_ms, day_of, parse_timeframe
+from okx_pipeline.storage.partitions import detached_months
+from okx_pipeline.timeframes import DAY_MS, GRACE_MS, HOUR_MS, day_ms, day_of, month_of, parse_timeframe
 
 DAILY_RUN_MS: Final = HOUR_MS
 """How long after its end a whole day is left to the schedule that reads it again."""
@@ -55,7 +56,8 @@ def work_left(
 ) -> list[Work]:
     """The newest work of each kind that `symbols` need, at most `most_days` in a row each.
 
-    Days that nobody wants are checked and never fetched.
+    Days that nobody wants are checked and never fetched. Nothing is fetched either for a month whose partition is
+    detached: nothing can land in it.
 
     Parameters
     ----------
@@ -69,9 +71,12 @@ def work_left(
     """
     life_of = lives(connection)
     delisted = {symbol for symbol in symbols if symbol in life_of and life_of[symbol].state == "delisted"}
-    asking = gaps_to_ask(connection, symbols)
+    detached = {each.month for each in detached_months(connection)}
+    asking = [gap for gap in gaps_to_ask(connection, symbols) if month_of(gap.range.start_ms) not in detached]
     days: defaultdict[tuple[Kind, str], set[date]] = defaultdict(set)
     for each in unfinished_days(connection, symbols):
+        if each.key.day.replace(day=1) in detached:
+            continue
         kind = _kind(each, asking, now_ms, knows_okx=each.key.symbol not in delisted)
         if kind is not None:
             days[kind, each.key.symbol].add(_run_day(each.key))
@@ -80,7 +85,8 @@ def work_left(
             keys = (SeriesDay(gap.symbol, gap.timeframe.name, day) for day in days_in(gap.timeframe, gap.range))
             days[Kind.REPAIR, gap.symbol].update(map(_run_day, keys))
     for key in days_to_reconcile(connection, sorted(set(symbols) - delisted), now_ms):
-        days[Kind.RECONCILIATION, key.symbol].add(_run_day(key))
+        if key.day.replace(day=1) not in detached:
+            days[Kind.RECONCILIATION, key.symbol].add(_run_day(key))
     # What a repair touched comes first, whoever's turn it is: its standing verdict is an error that may be over.
     for key in unjudged_days(connection, every or symbols, failing=True) or unjudged_days(connection, symbols):
         # Candles are checked on the day they open.

@@ -102,6 +102,8 @@ class CandleStore:
             If the database is out of reach or its disk full; nothing of the batch landed, and it can be landed again.
         DamagedFileError
             If the file of an archived month that the batch reaches into cannot be read; nothing landed.
+        DetachedMonthError
+            If the partition of a month of the batch is detached; nothing landed, and the rest of the batch can.
         """
         batch = list(candles)
         with translated(self.place):

@@ -12,6 +12,7 @@ from typing import Final, LiteralString
 from okx_pipeline.errors import UsageError, command
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.landing import SeriesDay
+from okx_pipeline.storage.partitions import DetachedMonth, detached_months
 
 MOST_LISTED: Final = 1_000
 """Findings of a kind that are listed; the counts are of all."""
@@ -58,7 +59,7 @@ WHERE resolved_at IS NULL AND announce_at <= clock_timestamp() AND severity = 'c
 ORDER BY id
 """
 
-_SEEN_ELSEWHERE: Final = ["open_gaps", "stale_stream"]
+_SEEN_ELSEWHERE: Final = ["open_gaps", "stale_stream", "detached_partition"]
 """Kinds of incident that are read here from the store itself, and would be told twice."""
 
 _ACCEPT: Final[LiteralString] = """
@@ -129,6 +130,8 @@ class Findings:
 
     Parameters
     ----------
+    detached
+        Months whose partition somebody has detached.
     missing, checks, files, incidents
         What nobody has accepted, `MOST_LISTED` of each at the most.
     missing_candles, missing_days, failing_days, failing_checks, damaged
@@ -150,6 +153,7 @@ class Findings:
     damaged: int = 0
     accepted: int = 0
     series: frozenset[tuple[str, str]] = frozenset()
+    detached: list[DetachedMonth] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,7 @@ def findings(connection: Connection) -> Findings:
             + [(each.symbol, each.timeframe) for each in standing]
             + [(each.symbol, each.timeframe) for each in damaged]
         ),
+        detached=detached_months(connection),
     )
 
 

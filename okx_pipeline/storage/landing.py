@@ -27,6 +27,7 @@ from psycopg.rows import TupleRow
 
 from okx_pipeline.candles import VALUE_COLUMNS, Candle, Refused, Source
 from okx_pipeline.storage.database import Connection, StorageError, one
+from okx_pipeline.storage.partitions import DetachedMonthError, detached_months
 from okx_pipeline.timeframes import DAY_MS, day_of
 
 Key = tuple[str, str, int]
@@ -301,6 +302,8 @@ def land(
     ------
     ArchivedError
         If a month of the batch is archived; nothing landed.
+    DetachedMonthError
+        If the partition of a month of the batch is detached; nothing landed.
     psycopg.Error
         If the database fails; nothing landed, and the same batch can be landed again.
     """
@@ -341,12 +344,14 @@ def leave_marks(connection: Connection, days: Collection[SeriesDay]) -> None:
 
 
 def with_months(connection: Connection, months: Collection[date], write: Callable[[], T]) -> T:
-    """Make the partitions of `months` where they are not there, and then `write`, which has a transaction of its own.
+    """Make the missing partitions of `months`, then call `write`, which has a transaction of its own.
 
     Raises
     ------
+    DetachedMonthError
+        If the partition of one of `months` is detached.
     StorageError
-        If a partition is there and does not belong to the table.
+        If partitions vanish as often as they are made.
     """
     tries = 0
     while True:
@@ -355,17 +360,19 @@ def with_months(connection: Connection, months: Collection[date], write: Callabl
         try:
             return write()
         except errors.DeadlockDetected:
-            # Of two that wait for each other's marks PostgreSQL has ended this one, which begins anew.
+            # Two landings waited for each other's marks, and PostgreSQL has ended this one, which begins anew.
             if tries == _TRIES:
                 raise
         except errors.CheckViolation as problem:
-            # Of no constraint: there was no partition. One that was empty may have been dropped since we looked.
+            # If the error names no constraint, the partition is missing. Maintenance may have dropped an empty one
+            # after it was found here.
             if problem.diag.constraint_name is not None:
                 raise
+            detached = [each for each in detached_months(connection) if each.month in months]
+            if detached:
+                raise DetachedMonthError(detached) from problem
             if tries == _TRIES:
-                raise StorageError(
-                    f"{problem.diag.message_primary}, though one of that name is there; attach it again"
-                ) from problem
+                raise StorageError(f"{problem.diag.message_primary}; run the same again") from problem
 
 
 def ensure_months(connection: Connection, months: Iterable[date]) -> None:

@@ -1,19 +1,22 @@
-"""The monthly partitions of the candles in PostgreSQL: which there are, and how one is vacuumed, made anew or dropped.
+"""The monthly partitions of the candles in PostgreSQL: which exist, and how one is vacuumed, rebuilt or dropped.
 
 Which rows may leave a month is decided elsewhere. Every statement on candles locks their table and most partitions, so
 nothing here waits for a lock that would make others wait behind it: it tries again for some seconds, and gives up.
 """
 
+from collections.abc import Iterable
 from datetime import date
 from random import random
 from time import monotonic, sleep
-from typing import Final, LiteralString
+from typing import Final, LiteralString, NamedTuple
 
 from psycopg import errors, sql
 from psycopg.errors import Diagnostic
 
+from okx_pipeline.candles import Candle
 from okx_pipeline.storage.database import Connection, StorageError, one
 from okx_pipeline.storage.gaps import try_lock_ledger
+from okx_pipeline.timeframes import month_bounds, month_of
 
 SWAP_WITHIN_S: Final = 5.0
 """How long a moment is looked for in which nobody reads or writes candles; a landing takes some milliseconds."""
@@ -25,6 +28,16 @@ _PARTITIONS: Final[LiteralString] = """
 SELECT to_date(right(relname, 7), 'YYYY_MM'), pg_total_relation_size(oid)
 FROM pg_inherits JOIN pg_class ON oid = inhrelid
 WHERE inhparent = 'trading.candlesticks'::regclass AND NOT inhdetachpending
+"""
+
+# While DETACH CONCURRENTLY has not finished, the table is still listed as a partition, and takes no rows any more.
+_DETACHED: Final[LiteralString] = """
+SELECT to_date(right(relname, 7), 'YYYY_MM'), coalesce(inhdetachpending, false)
+FROM pg_class
+LEFT JOIN pg_inherits ON inhrelid = pg_class.oid AND inhparent = 'trading.candlesticks'::regclass
+WHERE relnamespace = 'trading'::regnamespace AND relname ~ '^candlesticks_[1-9][0-9]{3}_(0[1-9]|1[0-2])$'
+  AND coalesce(inhdetachpending, true)
+ORDER BY 1
 """
 
 _SOMEBODY_WAITS: Final[LiteralString] = """
@@ -68,9 +81,71 @@ class InUseError(StorageError):
     """Somebody reads or writes candles all the time; nothing has changed, and it can be tried again."""
 
 
+class DetachedMonth(NamedTuple):
+    """A month whose table exists and is not a partition of the candles: its rows are not read, and none can land.
+
+    Parameters
+    ----------
+    month
+        Its first day.
+    unfinished
+        Whether a DETACH CONCURRENTLY was interrupted, which has to be finished first.
+    """
+
+    month: date
+    unfinished: bool = False
+
+    @property
+    def remedy(self) -> str:
+        """The SQL that attaches it again."""
+        name = f"trading.{name_of(self.month)}"
+        lower_ms, upper_ms = month_bounds(self.month)
+        finish = f"ALTER TABLE trading.candlesticks DETACH PARTITION {name} FINALIZE; " if self.unfinished else ""
+        attach = (
+            f"ALTER TABLE trading.candlesticks ATTACH PARTITION {name} FOR VALUES FROM ({lower_ms}) TO ({upper_ms})"
+        )
+        return finish + attach
+
+    def __str__(self) -> str:
+        return (
+            f"the partition of {self.month:%Y-%m} is detached, so its candles can be neither stored nor read; "
+            f"attach it again with: {self.remedy}"
+        )
+
+
+class DetachedMonthError(StorageError):
+    """Candles open in months whose partition is detached; nothing of the batch landed, and the rest of it can.
+
+    Parameters
+    ----------
+    months
+        Which, at least one.
+    """
+
+    def __init__(self, months: Iterable[DetachedMonth]) -> None:
+        self.months = sorted(months)
+        first, *others = self.months
+        rest = f" (and so for {', '.join(f'{each.month:%Y-%m}' for each in others)})" if others else ""
+        super().__init__(f"{first}{rest}")
+
+    def divide(self, candles: Iterable[Candle]) -> tuple[list[Candle], list[Candle]]:
+        """The candles that open in these months, and the others."""
+        months = {each.month for each in self.months}
+        detached: list[Candle] = []
+        others: list[Candle] = []
+        for candle in candles:
+            (detached if month_of(candle.timestamp_ms) in months else others).append(candle)
+        return detached, others
+
+
 def name_of(month: date) -> str:
     """The name of a month's partition."""
     return f"candlesticks_{month:%Y_%m}"
+
+
+def detached_months(connection: Connection) -> list[DetachedMonth]:
+    """The months whose partition somebody has detached, ascending. One that was dropped is made again when needed."""
+    return [DetachedMonth(*row) for row in connection.execute(_DETACHED)]
 
 
 def partition_bytes(connection: Connection) -> dict[date, int]:

@@ -1,14 +1,15 @@
 """Landing as a stream needs it: batched by time and size, patient while the database is away, bounded in memory.
 
-Frames never wait for it. What does not fit is dropped here and fetched again later: the exchange is the log.
+Frames never wait for it. Candles that do not fit are dropped here and fetched again later: the exchange is the log.
+Candles of a month whose partition is detached wait apart, so that all others land.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 from time import monotonic
 from typing import Final
 
@@ -18,21 +19,29 @@ from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database, DatabaseError, RefusedRowError
 from okx_pipeline.storage.landing import Landed
 from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore
+from okx_pipeline.storage.partitions import DetachedMonthError, detached_months
 from okx_pipeline.stream.counters import Counters
+from okx_pipeline.timeframes import month_of
 
 FLUSH_AFTER_S: Final = 0.1
 """How long a confirmed candle waits for others that close with it."""
 
 BATCH: Final = 2_000
 CAPACITY: Final = 100_000
-"""Candles that wait at the most, some 50 MB; a thousand series of one minute fill it in 100 minutes."""
+"""Candles that wait at the most, some 50 MB; a thousand series of one minute fill it in 100 minutes.
+
+Half as many more may wait for their month to be attached.
+"""
 
 LONGEST_PAUSE_S: Final = 5.0
 LAST_S: Final = 5.0
 """How long it goes on landing when it is told to end; a statement that takes longer is cancelled."""
 
+ATTACHED_AGAIN_S: Final = 5.0
+"""How often the lander looks whether a detached month is attached again."""
+
 _OF_SOME_ROWS: Final = (*RefusedRowError, DamagedFileError)
-"""What a row cannot land for, or its month: the tables refuse it, or it is archived in a file that is damaged."""
+"""Why a single row cannot land: the tables refuse it, or its month is archived in a file that is damaged."""
 
 
 @dataclass(slots=True)
@@ -90,6 +99,9 @@ class Lander:
         self._capacity = capacity
         self._waiting: deque[Batch] = deque()
         self._size = 0
+        self._held_back: deque[Batch] = deque()
+        self._size_held_back = 0
+        self._look_s = 0.0
         self._arrived = asyncio.Event()
         self._store: CandleStore | None = None
         self._opened = ExitStack()
@@ -101,18 +113,23 @@ class Lander:
 
     @property
     def waiting(self) -> int:
-        """Candles that wait to be landed."""
-        return self._size
+        """Candles that wait to be landed, or for their month to be attached."""
+        return self._size + self._size_held_back
 
     @property
     def lag_s(self) -> float:
         """How long the oldest of them has waited."""
-        return monotonic() - self._waiting[0].received_s if self._waiting else 0.0
+        oldest = [batches[0].received_s for batches in (self._waiting, self._held_back) if batches]
+        return monotonic() - min(oldest) if oldest else 0.0
 
     def offer(self, batch: Batch) -> bool:
         """Take a batch to be landed; False if there is no room, and then it is forgotten."""
         if self._size and self._size + batch.rows > self._capacity:
             return False
+        self._append(batch)
+        return True
+
+    def _append(self, batch: Batch) -> None:
         self._size += batch.rows
         last = self._waiting[-1] if self._waiting else None
         merges = last is not None and last.source is batch.source is Source.WEBSOCKET
@@ -123,7 +140,6 @@ class Lander:
         else:
             self._waiting.append(batch)
         self._arrived.set()
-        return True
 
     async def run(self) -> None:
         """Land for ever; on cancellation, what waits is landed first if the database lets it.
@@ -132,9 +148,12 @@ class Lander:
         """
         try:
             while True:
-                await self._arrived.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ATTACHED_AGAIN_S if self._held_back else None):
+                        await self._arrived.wait()
                 self._arrived.clear()
                 await asyncio.sleep(FLUSH_AFTER_S)
+                await self._release()
                 await self._drain()
         finally:
             if not self.is_away:
@@ -150,9 +169,6 @@ class Lander:
             try:
                 await self._land_or_mark(batch)
             except (PipelineError, DatabaseError) as problem:
-                if isinstance(problem, _OF_SOME_ROWS) and batch.rows:
-                    self._divide(batch, problem)
-                    continue
                 self._put_back(batch)
                 self.is_away = True
                 self._counters.wrong("database away", str(problem).partition("\n")[0])
@@ -168,8 +184,17 @@ class Lander:
                 self.is_away = False
 
     async def _land_or_mark(self, batch: Batch) -> None:
-        """Land a batch; an empty one is the turn to make the marks of those before."""
-        landed = await self._landed(batch)
+        """Land a batch, or set apart those of its rows that cannot land; an empty one is the turn to make marks."""
+        try:
+            landed = await self._landed(batch)
+        except DetachedMonthError as problem:
+            self._hold_back(batch, problem)
+            return
+        except _OF_SOME_ROWS as problem:
+            if not batch.rows:
+                raise
+            self._divide(batch, problem)
+            return
         self._is_marked = not batch.rows
         if batch.rows:
             self._size -= batch.rows
@@ -180,8 +205,46 @@ class Lander:
         if batch.rows:
             self._waiting.appendleft(batch)
 
+    def _hold_back(self, batch: Batch, problem: DetachedMonthError) -> None:
+        """Have the candles of detached months wait apart; the oldest are left to gap repair when there are too many."""
+        candles, others = problem.divide(batch.candles)
+        self._counters.wrong("month detached", str(problem), len(candles))
+        if others or batch.refused:
+            self._waiting.appendleft(replace(batch, candles=others, joined=[]))
+        self._held_back.append(replace(batch, candles=candles, refused=[], joined=[]))
+        self._size -= len(candles)
+        self._size_held_back += len(candles)
+        while self._size_held_back > self._capacity // 2:
+            oldest = self._held_back.popleft()
+            self._size_held_back -= oldest.rows
+            self._counters.wrong("left to gap repair", "too many candles wait for a month to be attached", oldest.rows)
+            # As an answer of REST: whoever measures how fast frames land is not to count these.
+            self._on_landed(replace(oldest, source=Source.REST), Landed())
+
+    async def _release(self) -> None:
+        """Queue the candles again whose month is attached by now."""
+        if not self._held_back or monotonic() < self._look_s:
+            return
+        self._look_s = monotonic() + ATTACHED_AGAIN_S
+        try:
+            detached = await asyncio.to_thread(self._detached_months)
+        except (PipelineError, DatabaseError) as problem:
+            self._counters.wrong("database away", str(problem).partition("\n")[0])
+            return
+        for _ in range(len(self._held_back)):
+            batch = self._held_back.popleft()
+            if {month_of(candle.timestamp_ms) for candle in batch.candles} <= detached:
+                self._held_back.append(batch)
+            else:
+                self._size_held_back -= batch.rows
+                self._append(batch)
+
+    def _detached_months(self) -> set[date]:
+        with self._database.connect() as connection:
+            return {each.month for each in detached_months(connection)}
+
     def _divide(self, batch: Batch, problem: Exception) -> None:
-        """A row that cannot land never costs the others: they land without it, and the ledger tells that it lacks."""
+        """Land the other rows without one that cannot land; the ledger shows that it is missing."""
         candles, refused = batch.candles, batch.refused
         if batch.rows <= 1:
             self._counters.wrong("refused by the tables", str(problem).partition("\n")[0])

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from okx_pipeline.alerts.incidents import Source, look
-from okx_pipeline.alerts.sources import failed_quality_checks, open_gaps, quarantined_rows
+from okx_pipeline.alerts.sources import detached_partitions, failed_quality_checks, open_gaps, quarantined_rows
 from okx_pipeline.errors import PipelineError
 from okx_pipeline.storage.alerts import Incident, forget_old, open_incidents
 from okx_pipeline.storage.database import Connection, one
@@ -165,6 +165,22 @@ def test_quarantined_rows_are_a_warning_until_a_day_has_brought_no_more(connecti
         Incident(BTC, f"{BTC}: 2 rows (5m, 1h) {told}", BTC, "warning"),
         Incident("", f"1 frame {told}", None, "warning"),
     ]
+
+
+def test_a_detached_partition_is_an_incident_per_month_until_it_is_attached_dropped_or_renamed(
+    connection: Connection,
+) -> None:
+    for number, ends in enumerate(["{attach}", "DROP TABLE {table}", "ALTER TABLE {table} RENAME TO kept"], start=5):
+        connection.execute("SELECT trading.ensure_month(make_date(2026, %s, 1))", (number,))
+        table = f"trading.candlesticks_2026_{number:02}"
+        connection.execute(f"ALTER TABLE trading.candlesticks DETACH PARTITION {table}")
+        [incident] = detached_partitions(connection)
+        assert (incident.subject, incident.symbol, incident.severity) == (f"2026-{number:02}", None, "critical")
+        assert incident.text.startswith(
+            f"the partition of 2026-{number:02} is detached, so its candles can be neither "
+        )
+        connection.execute(ends.format(table=table, attach=incident.text.partition("attach it again with: ")[2]))
+        assert detached_partitions(connection) == []
 
 
 def test_verdicts_at_the_level_of_an_error_are_an_incident_a_check_and_symbol(connection: Connection) -> None:

@@ -298,9 +298,9 @@ MUTATIONS: Final = (
         (
             Edit(
                 LANDER,
-                "        landed = await self._landed(batch)\n        self._is_marked",
+                "        try:\n            landed = await self._landed(batch)\n",
                 "        if batch.rows:\n            self._on_landed(batch, Landed())\n"
-                "        landed = await self._landed(batch)\n        self._is_marked",
+                "        try:\n            landed = await self._landed(batch)\n",
             ),
         ),
         (
@@ -313,8 +313,8 @@ MUTATIONS: Final = (
         (
             Edit(
                 LANDER,
-                "                    continue\n                self._put_back(batch)\n",
-                "                    continue\n",
+                "                self._put_back(batch)\n                self.is_away = True\n",
+                "                self.is_away = True\n",
             ),
         ),
         (

@@ -18,7 +18,9 @@ from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.storage.database import Connection, Database, StorageError, one
 from okx_pipeline.storage.landing import STRAIGHT_FROM, land
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth, day_hashes
+from okx_pipeline.storage.partitions import detached_months
 from okx_pipeline.storage.projection import archive_month, pending_months, project, project_month, rebuild_month
+from okx_pipeline.stream import lander as lander_module
 from okx_pipeline.stream.counters import Counters
 from okx_pipeline.stream.lander import Batch, Lander
 from okx_pipeline_tests.storage.deadlocks import deadlocks, report
@@ -211,6 +213,86 @@ def test_a_candle_of_an_archived_month_whose_file_is_damaged_keeps_no_other_from
     september = 31 * 1440
     landed_all(database, files, [Batch([candle(1), candle(september)]), Batch([candle(september + 1)])], 2)
     assert one(connection, "SELECT count(*) FROM trading.candlesticks") == 2
+
+
+@pytest.fixture
+def september_detached(connection: Connection) -> str:
+    """September's partition is detached; the statement that attaches it again."""
+    connection.execute("SELECT trading.ensure_month('2026-09-01')")
+    connection.execute("ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2026_09")
+    return detached_months(connection)[0].remedy
+
+
+def test_candles_of_a_detached_month_wait_until_it_is_attached_while_all_others_land(
+    database: Database,
+    connection: Connection,
+    files: ParquetStore,
+    september_detached: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lander_module, "ATTACHED_AGAIN_S", 0.0)
+    september = [candle(31 * 1440 + minute) for minute in range(3)]
+    refused = Refused("BTC-USDT-SWAP", "1m", AUGUST, "a price is zero", "[]")
+    counters, acknowledged = Counters(), list[int]()
+
+    async def main() -> None:
+        lander = Lander(
+            database, files, counters, lambda batch, _: acknowledged.extend(each[2] for each in batch.candles)
+        )
+        lander.offer(Batch([candle(0), september[0]], [refused]))
+        lander.offer(Batch([september[1], candle(1)], [], Source.REST))
+        running = asyncio.create_task(lander.run())
+        await until_acknowledged(acknowledged, 2)
+        lander.offer(Batch([september[2], candle(2)]))
+        await until_acknowledged(acknowledged, 3)
+        assert sorted(acknowledged) == [candle(minute).timestamp_ms for minute in range(3)]
+        assert (lander.waiting, lander.is_away) == (3, False)
+        assert lander.lag_s > 0
+        connection.execute(september_detached)  # type: ignore[arg-type]
+        await until_acknowledged(acknowledged, 6)
+        assert lander.waiting == lander.lag_s == 0
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    assert counters.errors == {"month detached": 3}
+    assert one(connection, "SELECT count(*) FROM trading.candlesticks") == 6
+    assert one(connection, "SELECT count(*) FROM trading.candlesticks_quarantine") == 1
+
+
+def test_candles_that_wait_for_their_month_are_bounded_and_keep_no_room_from_others(
+    database: Database, connection: Connection, files: ParquetStore, september_detached: str
+) -> None:
+    september = [candle(31 * 1440 + minute) for minute in range(5)]
+    counters, acknowledged = Counters(), list[int]()
+
+    async def main() -> None:
+        lander = Lander(
+            database,
+            files,
+            counters,
+            lambda batch, _: acknowledged.extend(each[2] for each in batch.candles),
+            capacity=4,
+        )
+        running = asyncio.create_task(lander.run())
+        for number, each in enumerate(september):
+            lander.offer(Batch([each], [], Source.REST))
+            async with asyncio.timeout(60):
+                while counters["month detached"] <= number:
+                    await asyncio.sleep(0.01)
+        # Two wait. The oldest three were given up: the ledger tells that they are missing, and they are fetched again.
+        assert acknowledged == [each.timestamp_ms for each in september[:3]]
+        assert lander.waiting == 2
+        assert lander.offer(Batch([candle(minute) for minute in range(4)]))
+        await until_acknowledged(acknowledged, 7)
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    assert counters["left to gap repair"] == 3
+    assert one(connection, "SELECT count(*) FROM trading.candlesticks") == 4
 
 
 # One order of keys, whoever writes

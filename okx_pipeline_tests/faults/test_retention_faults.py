@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
+from okx_pipeline.alerts.sources import detached_partitions
 from okx_pipeline.errors import PipelineError
 from okx_pipeline.history.backfill import Backfill
 from okx_pipeline.history.plan import days_of_range
@@ -24,6 +25,7 @@ from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database, one
 from okx_pipeline.storage.migrations import known_migrations, migrate, packaged
 from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.partitions import detached_months
 from okx_pipeline.timeframes import DAY_MS, HOUR_MS, MINUTE_MS, day_ms, day_of, parse_timeframes
 from okx_pipeline_tests.faults.checker import Checker
 from okx_pipeline_tests.faults.past import MakeSystem, fill, with_backfill
@@ -216,23 +218,30 @@ def test_the_first_candles_of_a_month_without_a_partition_make_it(make_system: M
 
 
 @pytest.mark.fault(24, "next month's partition gone, or there and not attached", tries=4)
-def test_what_can_not_land_for_want_of_a_partition_waits_and_is_told(make_system: MakeSystem) -> None:
+def test_what_opens_in_a_detached_month_waits_and_is_told_while_all_else_lands(make_system: MakeSystem) -> None:
     system = a_turn_of_month(make_system, 1)
+    last_of_month = (
+        "SELECT count(*) FROM trading.candlesticks WHERE timeframe = '1m' AND timestamp_ms = "
+        f"{day_ms(date(2026, 9, 1)) - MINUTE_MS}"
+    )
     with system.database.connect() as connection:
         connection.execute("SELECT trading.ensure_month('2026-09-01')")
         connection.execute("ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2026_09")
         streaming(system)
-        wait_until(lambda: system.counter("database away"), "the sidecar says that it cannot land")
-        assert "attach it again" in system.told()
+        wait_until(lambda: system.counter("month detached"), "the sidecar says that a month is detached")
+        [detached] = detached_months(connection)
+        assert detached.remedy in system.told()
         system.lets_pass(1 + 2 * system.randomly.random())
+        assert system.count(last_of_month) == len(system.settings.symbols)
+        assert system.counter("database away") == 0
         system.holds_its_promises()
         assert system.command("status") == 1
-        lower, upper = day_ms(date(2026, 9, 1)), day_ms(date(2026, 10, 1))
-        connection.execute(
-            "ALTER TABLE trading.candlesticks ATTACH PARTITION trading.candlesticks_2026_09 "
-            f"FOR VALUES FROM ({lower}) TO ({upper})"
-        )
+        assert str(detached) in system.told().splitlines()[-1]
+        assert [incident.text for incident in detached_partitions(connection)] == [str(detached)]
+        connection.execute(detached.remedy)  # type: ignore[arg-type]
+        assert detached_partitions(connection) == []
     system.recovers()
+    assert system.counter("left to gap repair") == 0
 
 
 # Migrations

@@ -20,6 +20,8 @@ from okx_pipeline.history import backfill as backfill_module
 from okx_pipeline.history.backfill import Backfill, Report
 from okx_pipeline.history.daily import DaysLanded, land_days
 from okx_pipeline.history.plan import Span, days_of_range
+from okx_pipeline.quality.daily import mend_days
+from okx_pipeline.quality.work import Kind, work_left
 from okx_pipeline.replay.clock import ExchangeClock
 from okx_pipeline.replay.exchange import Exchange
 from okx_pipeline.replay.faults import Fault
@@ -28,6 +30,7 @@ from okx_pipeline.replay.sources import open_market
 from okx_pipeline.settings import Settings
 from okx_pipeline.storage.database import Database, StorageError, one
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.storage.partitions import DetachedMonthError
 from okx_pipeline.storage.subscriptions import seed_subscriptions
 from okx_pipeline.timeframes import day_ms, parse_timeframe, parse_timeframes
 
@@ -300,3 +303,46 @@ def test_what_a_run_has_read_is_in_the_ledger_while_it_goes_on(
     assert 0 < read_by_then[-1] < 13
     with database.connect() as connection:
         assert one(connection, "SELECT count(verified_at) FROM trading.coverage") == 13
+
+
+def test_a_detached_month_fails_a_run_in_the_end_and_keeps_no_other_month_from_landing(
+    exchange: Exchange, settings: Settings, database: Database
+) -> None:
+    first, last = date(2026, 6, 29), date(2026, 8, 2)
+
+    async def work(filling: Backfill) -> Report:
+        span = days_of_range(BTC, parse_timeframe("1h"), first, last)
+        return await filling.run(await filling.plan([span], only_missing=True))
+
+    with database.connect() as connection:
+        seed_subscriptions(connection, [BTC], parse_timeframes("1h"), day_ms(first))
+        connection.execute("SELECT trading.ensure_month('2026-07-01')")
+        connection.execute("ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2026_07")
+        with pytest.raises(DetachedMonthError, match=r"^the partition of 2026-07 is detached, ") as told:
+            with_backfill(settings, database, work)
+        assert count(database) == 3 * 24
+        assert len(exchange.requests) == 2, "a page of that month alone is not asked for"
+        files = ParquetStore(settings.parquet_root)
+        assert [str(month.month) for month in files.months(BTC, "1h")] == ["2026-06-01", "2026-08-01"]
+        read = "SELECT day::text FROM trading.coverage WHERE read_at IS NOT NULL ORDER BY day"
+        assert connection.execute(read).fetchall() == [("2026-06-29",), ("2026-06-30",), ("2026-08-01",)]
+        # Nor is a run requested for what cannot land.
+        left = work_left(connection, [BTC], NOW, 100, today=date(2026, 8, 1))
+        assert [each.kind for each in left] == [Kind.VERDICT]
+        connection.execute(told.value.months[0].remedy)  # type: ignore[arg-type]
+        assert with_backfill(settings, database, work).total("inserted") == 31 * 24
+        assert one(connection, "SELECT count(*) FROM trading.coverage WHERE verified_at IS NOT NULL") == 34
+
+
+def test_a_gap_in_a_detached_month_keeps_no_other_from_being_repaired(
+    exchange: Exchange, settings: Settings, database: Database
+) -> None:
+    days = [date(2026, 7, 31), date(2026, 8, 10)]
+    with database.connect() as connection:
+        seed_subscriptions(connection, [BTC], parse_timeframes("1h"), day_ms(days[0]))
+        connection.execute("SELECT trading.ensure_month('2026-07-01')")
+        connection.execute("ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2026_07")
+        with pytest.raises(DetachedMonthError, match=r"^the partition of 2026-07 is detached, "):
+            with_backfill(settings, database, lambda filling: mend_days(filling, {BTC: days}))
+        present = "SELECT day, present FROM trading.coverage WHERE day = ANY(%s) ORDER BY day"
+        assert connection.execute(present, (days,)).fetchall() == [(days[0], 0), (days[1], 24)]

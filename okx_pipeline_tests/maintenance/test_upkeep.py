@@ -18,7 +18,7 @@ from okx_pipeline.storage.coverage import day_coverage, series_coverage
 from okx_pipeline.storage.database import Connection, Database, one
 from okx_pipeline.storage.months import series_months
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
-from okx_pipeline.storage.partitions import partition_bytes
+from okx_pipeline.storage.partitions import detached_months, partition_bytes
 from okx_pipeline.storage.projection import restore_month
 from okx_pipeline.timeframes import DAY_MS, HOUR_MS, day_ms, month_bounds, month_of, parse_timeframe
 from okx_pipeline_tests.maintenance.conftest import BTC, NOW_MS, TIMEFRAMES, YEAR, candles
@@ -83,6 +83,21 @@ def test_no_landing_is_refused_over_a_year_boundary_a_leap_day_and_two_missed_mo
         {each.timestamp_ms for each in landed}
     )
     assert {date(2023, 12, 31), date(2024, 2, 29), date(2024, 4, 30)} <= set(days)
+
+
+def test_a_detached_month_is_told_and_left_as_it_is(store: CandleStore) -> None:
+    first, now_ms = date(2024, 1, 10), day_ms(date(2024, 9, 2))
+    store.land(candles(HOUR, day_ms(first), day_ms(first) + DAY_MS), source=Source.REST)
+    look_after(store, {}, now_ms)
+    store.connection.execute("ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2024_01")
+    looked_after = look_after_months(store, EVERYTHING, now_ms)
+    [done] = looked_after.done
+    assert (done.month, list(done.told())) == (first.replace(day=1), [])
+    assert done.problems == [str(each) for each in detached_months(store.connection)]
+    assert looked_after.lacking == [first.replace(day=1)]
+    store.connection.execute(detached_months(store.connection)[0].remedy)  # type: ignore[arg-type]
+    assert len(store.opens(BTC, HOUR, day_ms(first), day_ms(first) + DAY_MS)) == 24
+    assert look_after_months(store, {}, now_ms).lacking == []
 
 
 def test_a_month_that_lacks_its_partition_between_the_first_candle_and_now_gets_one(store: CandleStore) -> None:

@@ -12,14 +12,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from okx_pipeline.candles import Candle, Source
+from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.storage import partitions, projection
 from okx_pipeline.storage.candle_store import CandleStore
-from okx_pipeline.storage.database import Connection, Database, StorageError, one
+from okx_pipeline.storage.database import Connection, Database, one
 from okx_pipeline.storage.landing import land
 from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore, SeriesMonth
 from okx_pipeline.storage.partitions import (
+    DetachedMonthError,
     InUseError,
+    detached_months,
     leave_archived_out,
     name_of,
     partition_bytes,
@@ -261,15 +263,45 @@ def test_a_swap_needs_a_copy_built_in_its_own_transaction(filled: CandleStore) -
     assert held(filled.connection) == before
 
 
-def test_a_partition_that_was_detached_by_hand_stops_landing_with_a_line_that_says_so(filled: CandleStore) -> None:
-    filled.connection.execute("ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2026_06")
-    with pytest.raises(StorageError, match=r"no partition of relation .* one of that name is there; attach it again"):
-        filled.land([candle(END_MS - MINUTE_MS)], source=Source.WEBSOCKET)
-    filled.connection.execute(
-        "ALTER TABLE trading.candlesticks ATTACH PARTITION trading.candlesticks_2026_06 "
-        f"FOR VALUES FROM ({START_MS}) TO ({END_MS})"
-    )
-    assert filled.land([candle(END_MS - MINUTE_MS)], source=Source.WEBSOCKET).inserted == 1
+@pytest.mark.parametrize("how", ["detached", "interrupted"])
+def test_a_detached_month_keeps_out_its_own_rows_alone_and_its_error_says_how_to_attach_it_again(
+    filled: CandleStore, database: Database, how: str
+) -> None:
+    detach = "ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2026_06"
+    if how == "detached":
+        filled.connection.execute(detach)
+    else:
+        with database.connect() as reader, reader.transaction():
+            one(reader, "SELECT count(*) FROM trading.candlesticks")
+            filled.connection.execute("SET statement_timeout = '100ms'")
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                filled.connection.execute(f"{detach} CONCURRENTLY")
+            filled.connection.execute("RESET statement_timeout")
+    in_june, in_july = candle(END_MS - MINUTE_MS), candle(END_MS)
+    with pytest.raises(DetachedMonthError, match=r"^the partition of 2026-06 is detached, .* ATTACH PARTITION") as told:
+        filled.land([in_june, in_july], source=Source.WEBSOCKET)
+    assert "\n" not in str(told.value)
+    assert told.value.months == detached_months(filled.connection)
+    assert told.value.divide([in_june, in_july]) == ([in_june], [in_july])
+    assert filled.land([in_july], source=Source.WEBSOCKET).inserted == 1
+    for statement in detached_months(filled.connection)[0].remedy.split("; "):
+        filled.connection.execute(statement)  # type: ignore[arg-type]
+    assert detached_months(filled.connection) == []
+    assert filled.land([in_june], source=Source.WEBSOCKET).inserted == 1
+    assert len(held(filled.connection)) == 2_098
+
+
+def test_of_several_detached_months_an_error_names_each(filled: CandleStore) -> None:
+    filled.land([candle(END_MS)], source=Source.REST)
+    for month in ("2026_06", "2026_07"):
+        filled.connection.execute(f"ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_{month}")
+    with pytest.raises(DetachedMonthError, match=r"^the partition of 2026-06 .* \(and so for 2026-07\)$"):
+        filled.land([candle(START_MS), candle(END_MS)], source=Source.REST)
+    # Rows that no market can have stand in a table of their own.
+    refused = Refused(BTC, "1m", START_MS, "a price is zero", "[]")
+    assert filled.land([], [refused], source=Source.REST).quarantined == 1
+    for each in detached_months(filled.connection):
+        filled.connection.execute(each.remedy)  # type: ignore[arg-type]
 
 
 def archive_and_die(url: str, root: str, owner: str, function: str, call: int, after: bool) -> None:
