@@ -323,6 +323,11 @@ MUTATIONS: Final = (
         ),
     ),
     Mutation(
+        "candles of a detached month wait",
+        (Edit(LANDER, "        self._held_back.append(replace(batch, candles", "        _ = (replace(batch, candles"),),
+        ("faults/test_order.py::test_candles_of_a_detached_month_wait_until_it_is_attached_while_all_others_land",),
+    ),
+    Mutation(
         "the offset moves only with what has landed",
         (
             Edit(
