@@ -1,9 +1,11 @@
-"""Sources that need nothing but the store: gaps, quarantined rows, detached partitions, verdicts of the checks."""
+"""Sources that need nothing but the store: gaps, quarantined rows, verdicts, detached partitions, damaged archives."""
 
+from collections import defaultdict
 from typing import Final
 
 from okx_pipeline.storage.alert_sources import failed_checks, gaps_open_for, quarantined_within
 from okx_pipeline.storage.alerts import Incident
+from okx_pipeline.storage.damage import DamagedFile, damaged_files
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.partitions import detached_months
 from okx_pipeline.timeframes import parse_timeframe
@@ -38,6 +40,23 @@ def quarantined_rows(connection: Connection) -> list[Incident]:
 def detached_partitions(connection: Connection) -> list[Incident]:
     """Partitions that somebody has detached: an incident per month, with the SQL that attaches it again."""
     return [Incident(f"{each.month:%Y-%m}", str(each)) for each in detached_months(connection)]
+
+
+def damaged_archives(connection: Connection) -> list[Incident]:
+    """Archived months whose file is damaged: an incident per symbol. A live month is written again from PostgreSQL."""
+    by_symbol: defaultdict[str, list[DamagedFile]] = defaultdict(list)
+    for each in damaged_files(connection):
+        if each.archived:
+            by_symbol[each.key.symbol].append(each)
+    return [
+        Incident(
+            symbol,
+            f"{symbol}: the files of {_number(len(damaged), 'archived month')} are damaged, so that nobody has their "
+            f"candles; bring them back from a backup, first {damaged[0].damage}",
+            symbol,
+        )
+        for symbol, damaged in by_symbol.items()
+    ]
 
 
 def failed_quality_checks(connection: Connection) -> list[Incident]:

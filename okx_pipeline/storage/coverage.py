@@ -14,10 +14,11 @@ from time import monotonic
 from typing import Final, LiteralString, NamedTuple
 
 from okx_pipeline.ranges import Range, difference, runs, union
+from okx_pipeline.storage.damage import note_damage
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.gaps import absent_ranges, cut_gaps, fit_gaps, lock_ledger, series_with_gaps
 from okx_pipeline.storage.instruments import Life, lives
-from okx_pipeline.storage.landing import SeriesDay, mark_landings
+from okx_pipeline.storage.landing import SeriesDay, mark_landings, mark_uncounted
 from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore, SeriesMonth
 from okx_pipeline.storage.wanted import NOTHING, Series, Wants, wants, wants_of
 from okx_pipeline.timeframes import DAY_MS, GRACE_MS, Timeframe, day_ms, day_of, parse_timeframe, utc
@@ -85,7 +86,7 @@ ORDER BY wanted.number
 """
 
 _ARCHIVED: Final[LiteralString] = """
-SELECT month.symbol, month.timeframe, month.month
+SELECT month.symbol, month.timeframe, month.month, month.damage
 FROM trading.candle_months AS month
 JOIN unnest(%s::text[], %s::text[], %s::date[]) AS counted (symbol, timeframe, month) USING (symbol, timeframe, month)
 WHERE month.state = 'archived'
@@ -408,40 +409,59 @@ def count(connection: Connection, files: ParquetStore, now_ms: int) -> int:
         If the file of an archived month cannot be read; all other days are counted.
     """
     try:
-        counted = count_moved(connection, files, now_ms)
+        counted = count_moved(connection, files, now_ms, reads_damaged=True)
     finally:
-        laid = lay_out(connection, files, now_ms)
+        laid = lay_out(connection, files, now_ms, reads_damaged=True)
     return counted + laid
 
 
-def count_moved(connection: Connection, files: ParquetStore, now_ms: int, goes_on: GoesOn = lambda took_s: True) -> int:
+def count_moved(
+    connection: Connection,
+    files: ParquetStore,
+    now_ms: int,
+    goes_on: GoesOn = lambda took_s: True,
+    *,
+    reads_damaged: bool = False,
+) -> int:
     """Count the days in which something landed, and those that are not over; returns how many. As `count` raises.
 
     Parameters
     ----------
     goes_on
         Asked after every `DAYS_AT_ONCE` days, with the seconds that they took; a no leaves the rest to the next count.
+    reads_damaged
+        Whether a file of an archived month whose damage is noted is read again; else its days wait, and nothing is
+        raised for it.
     """
     mark_landings(connection)
     connection.execute("SELECT trading.compare_partitions()")
     days: set[SeriesDay] = {SeriesDay(*row) for row in connection.execute(_BEHIND)}
     days.update(SeriesDay(*row) for row in connection.execute(_OPEN))
-    counting = _Counting(connection, files, now_ms)
+    counting = _Counting(connection, files, now_ms, reads_damaged=reads_damaged)
     for took_s in counting.count(sorted(days)):
         if not goes_on(took_s):
             break
     return counting.done()
 
 
-def lay_out(connection: Connection, files: ParquetStore, now_ms: int, goes_on: GoesOn = lambda took_s: True) -> int:
+def lay_out(
+    connection: Connection,
+    files: ParquetStore,
+    now_ms: int,
+    goes_on: GoesOn = lambda took_s: True,
+    *,
+    reads_damaged: bool = False,
+) -> int:
     """Count the days that the ledger has no row of yet, or was laid out otherwise; returns how many. As `count` raises.
 
     Parameters
     ----------
     goes_on
         Asked after some series, with the seconds that they took: it may wait, and may leave the others to another time.
+    reads_damaged
+        As in `count_moved`.
     """
-    counting = _Counting(connection, files, now_ms)
+    counting = _Counting(connection, files, now_ms, reads_damaged=reads_damaged)
     laid: list[_Unlaid] = []
     days: list[SeriesDay] = []
     for series, changed in _unlaid(connection, counting.wanted, counting.life_of, now_ms):
@@ -458,7 +478,7 @@ def lay_out(connection: Connection, files: ParquetStore, now_ms: int, goes_on: G
 
 def recount(connection: Connection, files: ParquetStore, now_ms: int, days: Iterable[SeriesDay]) -> None:
     """Count `days` anew, whether a mark asks for it or not. As `count` raises."""
-    counting = _Counting(connection, files, now_ms)
+    counting = _Counting(connection, files, now_ms, reads_damaged=True)
     for _ in counting.count(sorted(set(days))):
         pass
     counting.done()
@@ -702,14 +722,24 @@ def _note_laid(
 class _Counting:
     """Days counted at one moment, by what is wanted then.
 
-    A damaged file of an archived month costs the days of that month alone; `done` tells of it.
+    The days of an archived month are not counted while its file is damaged; all others are. The damage is noted, and
+    `done` raises for it.
+
+    Parameters
+    ----------
+    reads_damaged
+        Whether a file whose damage is noted is read all the same.
     """
 
-    def __init__(self, connection: Connection, files: ParquetStore, now_ms: int) -> None:
+    def __init__(
+        self, connection: Connection, files: ParquetStore, now_ms: int, *, reads_damaged: bool = False
+    ) -> None:
         self._connection = connection
         self._files = files
         self._now_ms = now_ms
+        self._reads_damaged = reads_damaged
         self._counted = 0
+        self._unread: set[SeriesMonth] = set()
         self._damaged: dict[SeriesMonth, DamagedFileError] = {}
         self.wanted = wants(connection)
         self.life_of = lives(connection)
@@ -722,11 +752,14 @@ class _Counting:
             yield monotonic() - started
 
     def lay(self, series: Iterable["_Unlaid"], days: Iterable[SeriesDay]) -> float:
-        """Count `days`, all that the ledger lacks of `series`, and note these as laid out; the seconds it took."""
-        took_s = sum(self.count(sorted(days)))
-        damaged = {month[:2] for month in self._damaged}
-        laid = [each for each in series if each.key not in damaged]
-        _note_laid(self._connection, laid, self.wanted, self.life_of, self._now_ms)
+        """Count `days`, all that the ledger lacks of `series`, and note that it has them; returns the seconds it took.
+
+        Days whose file is damaged get a mark instead, by which they are counted once the file is brought back.
+        """
+        ascending = sorted(days)
+        took_s = sum(self.count(ascending))
+        mark_uncounted(self._connection, [day for day in ascending if _month_of(day) in self._unread])
+        _note_laid(self._connection, series, self.wanted, self.life_of, self._now_ms)
         return took_s
 
     def done(self) -> int:
@@ -748,20 +781,25 @@ class _Counting:
             # Under the lock, or a count could go by what was wanted before an ending that another count has followed.
             wanted = wants(connection, {key[:2] for key in chunk})
             archives = self._read_archives(chunk)
-            keys = [key for key in chunk if _month_of(key) not in self._damaged]
+            keys = [key for key in chunk if _month_of(key) not in self._unread]
             days = (_day(key, wanted.get(key[:2]), self.life_of.get(key.symbol), self._now_ms) for key in keys)
             _count_days(connection, keys, [day for day in days if day is not None], archives)
         self._counted += len(keys)
 
     def _read_archives(self, keys: Sequence[SeriesDay]) -> dict[SeriesMonth, _Archive]:
-        """What the files of the archived months of `keys` hold; one that cannot be read is noted."""
+        """What the files of the archived months of `keys` hold; the damage of one that cannot be read is noted."""
         archives: dict[SeriesMonth, _Archive] = {}
-        for month in _archived(self._connection, keys):
+        for month, damage in _archived(self._connection, keys).items():
+            if damage is not None and not self._reads_damaged:
+                self._unread.add(month)
+                continue
             try:
                 state = self._files.state(month)
                 archives[month] = _Archive(self._files.opens(month), state.day_hashes if state is not None else {})
             except DamagedFileError as problem:
+                note_damage(self._connection, month, str(problem))
                 self._damaged[month] = problem
+                self._unread.add(month)
         return archives
 
 
@@ -926,9 +964,10 @@ def _revisions(connection: Connection, keys: Sequence[SeriesDay]) -> dict[Series
     return {SeriesDay(symbol, timeframe, day): revision for symbol, timeframe, day, revision in found}
 
 
-def _archived(connection: Connection, keys: Sequence[SeriesDay]) -> set[SeriesMonth]:
+def _archived(connection: Connection, keys: Sequence[SeriesDay]) -> dict[SeriesMonth, str | None]:
+    """The archived months of `keys`, and the damage to their files that is noted."""
     months = sorted({key._replace(day=key.day.replace(day=1)) for key in keys})
-    return {SeriesMonth(*row) for row in connection.execute(_ARCHIVED, _columns(months))}
+    return {SeriesMonth(*row[:3]): row[3] for row in connection.execute(_ARCHIVED, _columns(months)).fetchall()}
 
 
 def _settle(connection: Connection, revisions: Mapping[SeriesDay, int]) -> None:

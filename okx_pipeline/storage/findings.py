@@ -59,7 +59,7 @@ WHERE resolved_at IS NULL AND announce_at <= clock_timestamp() AND severity = 'c
 ORDER BY id
 """
 
-_SEEN_ELSEWHERE: Final = ["open_gaps", "stale_stream", "detached_partition"]
+_SEEN_ELSEWHERE: Final = ["open_gaps", "stale_stream", "detached_partition", "damaged_archive"]
 """Kinds of incident that are read here from the store itself, and would be told twice."""
 
 _ACCEPT: Final[LiteralString] = """

@@ -343,6 +343,11 @@ def leave_marks(connection: Connection, days: Collection[SeriesDay]) -> None:
         connection.execute("SELECT trading.leave_marks(%s, %s, %s, false)", _columns(days))
 
 
+def mark_uncounted(connection: Connection, days: Collection[SeriesDay]) -> None:
+    """Mark `days` to be counted again, those of archived months too; their files are not written for that."""
+    _mark(connection, days, Source.REST, _MARK_REFUSED)
+
+
 def with_months(connection: Connection, months: Collection[date], write: Callable[[], T]) -> T:
     """Make the missing partitions of `months`, then call `write`, which has a transaction of its own.
 

@@ -1,14 +1,17 @@
 """The coverage ledger: what it says of a day is what the rows say, whatever happened before."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
+from okx_pipeline.alerts.sources import damaged_archives
 from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.errors import UsageError
 from okx_pipeline.ranges import Range, runs
@@ -28,6 +31,7 @@ from okx_pipeline.storage.coverage import (
     unfinished_days,
     unjudged_days,
 )
+from okx_pipeline.storage.damage import look_at_files
 from okx_pipeline.storage.database import Connection, Database
 from okx_pipeline.storage.gaps import Verdict, series_with_gaps
 from okx_pipeline.storage.landing import STRAIGHT_FROM, SeriesDay
@@ -162,6 +166,59 @@ def test_the_damaged_file_of_an_archived_month_keeps_its_own_days_alone_from_bei
         assert [(each.timeframe, each.present) for each in ledger(store)] == [("1m", 1), ("1m", 0), ("1m", 0)]
     path.write_bytes(whole)
     store.account(NOON_OF_THIRD_MS, {})
+    assert [each.present for each in ledger(store) if each.timeframe == "1h"] == [1, 0, 0]
+
+
+class Watched(ParquetStore):
+    """A store that counts how often a file is opened."""
+
+    opens_of_files = 0
+
+    @contextmanager
+    def opened(self, month: SeriesMonth) -> Iterator[Any]:
+        self.opens_of_files += 1
+        with super().opened(month) as source:
+            yield source
+
+
+@pytest.mark.parametrize("harm", ["cut off", "a folder in its place"])
+def test_a_series_with_a_damaged_month_is_laid_out_once_and_counted_when_the_file_is_back(
+    store: CandleStore, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    monkeypatch.setattr(coverage, "DAYS_AT_ONCE", 2)
+    connection, files = store.connection, Watched(store.files.root)
+    land(store, [START_MS])
+    store.project([])
+    archive_month(connection, files, SeriesMonth(SYMBOL, "1h", date(2026, 8, 1)))
+    path = Path(files.place(SeriesMonth(SYMBOL, "1h", date(2026, 8, 1))))
+    whole = path.read_bytes()
+    path.unlink()
+    if harm == "cut off":
+        path.write_bytes(whole[:-9])
+    else:
+        path.mkdir()
+    # What was there of the month before somebody wanted more of it.
+    subscribed(store, HOUR, MINUTE)
+
+    def lay() -> int:
+        return lay_out(connection, files, NOON_OF_THIRD_MS, lambda took_s: False)
+
+    with pytest.raises(DamagedFileError, match=f"^{path}: "):
+        lay()
+    [incident] = damaged_archives(connection)
+    assert incident.subject == SYMBOL
+    assert str(path) in incident.text
+    opens_of_files = files.opens_of_files
+    assert [lay(), lay(), lay()] == [3, 0, 0], "the series after it has its turn, and it has none again"
+    assert count_moved(connection, files, NOON_OF_THIRD_MS) == 1, "the day of minutes that is open"
+    assert files.opens_of_files == opens_of_files
+    assert damaged_archives(connection) == [incident]
+    if path.is_dir():
+        path.rmdir()
+    path.write_bytes(whole)
+    look_at_files(connection, files, None, lambda took_s: True)
+    assert damaged_archives(connection) == []
+    assert count_moved(connection, files, NOON_OF_THIRD_MS) == 4
     assert [each.present for each in ledger(store) if each.timeframe == "1h"] == [1, 0, 0]
 
 

@@ -9,7 +9,7 @@ import dagster as dg
 from okx_pipeline.alerts.delivery import deliver
 from okx_pipeline.alerts.incidents import Source, look
 from okx_pipeline.alerts.sinks import sinks_of
-from okx_pipeline.alerts.sources import detached_partitions, open_gaps, quarantined_rows
+from okx_pipeline.alerts.sources import damaged_archives, detached_partitions, open_gaps, quarantined_rows
 from okx_pipeline.defs.alerts.sources import FAILED_RUN, FailedRuns, failed_checks, stale_stream
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.storage.alert_sources import note_daemon
@@ -39,6 +39,7 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.Sensor
         Source("stale_stream", stale_stream),
         Source("quarantined_rows", quarantined_rows),
         Source("detached_partition", detached_partitions),
+        Source("damaged_archive", damaged_archives),
         Source("open_gaps", partial(open_gaps, hours=settings.alert_gap_hours)),
     ]
     with pipeline.database() as database:
