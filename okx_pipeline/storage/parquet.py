@@ -144,7 +144,7 @@ class ParquetStore:
             If its footer cannot be read: it was cut off, or is no Parquet file of ours; or its hashes contradict
             one another.
         StorageError
-            If the object store is out of reach.
+            If the folder cannot be read or the object store is out of reach.
         """
         try:
             with self.opened(month) as source:
@@ -168,7 +168,7 @@ class ParquetStore:
         DamagedFileError
             If there is none, a page or the footer is damaged, or a row is out of order.
         StorageError
-            If the object store is out of reach.
+            If the folder cannot be read or the object store is out of reach.
         """
         return self.columns(month, ARROW_SCHEMA)
 
@@ -287,9 +287,9 @@ class ParquetStore:
         FileNotFoundError
             If there is none.
         DamagedFileError
-            If what is read of it in the block is damaged, or a file in a folder cannot be opened: no permission, say.
+            If what is read of it in the block is damaged, or it is there and cannot be opened.
         StorageError
-            If the object store is out of reach.
+            If the folder cannot be read or the object store is out of reach.
         """
         try:
             if self._local is not None:
@@ -299,8 +299,8 @@ class ParquetStore:
         except FileNotFoundError:
             raise
         except OSError as problem:
-            if self.is_local:
-                # That one file is at fault, and no other is to wait for it.
+            if self._local is not None and os.path.exists(self._local / month.path):
+                # Only this file is at fault, and no other is to wait for it.
                 raise DamagedFileError(f"{self.place(month)}: it cannot be read: {_first_line(problem)}") from problem
             raise StorageError(f"cannot read {self.place(month)}: {_first_line(problem)}") from problem
         with source:
