@@ -24,6 +24,7 @@ from okx_pipeline.defs.quality.ledger import (
     pages_job,
     reconciliation_job,
 )
+from okx_pipeline.defs.quality.outcome_reports import check_outcomes, check_outcomes_job
 from okx_pipeline.defs.quality.reconciliation import reconciliation
 from okx_pipeline.defs.reports.daily_report import daily_report, daily_report_daily, daily_report_job
 from okx_pipeline.defs.resources import Pipeline
@@ -51,13 +52,14 @@ defs = dg.Definitions(
         candle_gaps_job,
         reconciliation_job,
         candle_quality_job,
+        check_outcomes_job,
         pages_job,
         partitions_job,
         housekeeping_job,
         daily_report_job,
     ],
     schedules=[instruments_daily, candles_daily, partitions_daily, housekeeping_daily, daily_report_daily],
-    sensors=[subscribed_symbols, ledger_work, sidecar_landings, alerts],
+    sensors=[subscribed_symbols, ledger_work, check_outcomes, sidecar_landings, alerts],
     resources={"pipeline": Pipeline()},
     # Steps are few and wait for the network; a process for each would cost six seconds a run.
     executor=dg.in_process_executor,

@@ -1,5 +1,6 @@
 """Partitions of the candle assets: UTC day by symbol, so that a key reads ``2026-01-01|BTC-USDT-SWAP``."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import date
@@ -23,18 +24,30 @@ day_by_symbol = dg.MultiPartitionsDefinition({DATE: days, SYMBOL: symbols})
 day_by_symbol_with_today = dg.MultiPartitionsDefinition({DATE: days_with_today, SYMBOL: symbols})
 
 
+def partitioned_check(
+    name: str, asset: dg.AssetKey, description: str, partitions: dg.MultiPartitionsDefinition, *, blocking: bool = False
+) -> dg.AssetCheckSpec:
+    """A check whose outcome Dagster keeps and shows for each partition of its asset."""
+    with warnings.catch_warnings():
+        # Partitioned checks are a preview in Dagster 1.13, and it says so on every load.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.AssetCheckSpec(
+            name, asset=asset, description=description, partitions_def=partitions, blocking=blocking
+        )
+
+
 def key_of(day: date, symbol: str) -> dg.MultiPartitionKey:
     """The key of a symbol's day."""
     return dg.MultiPartitionKey({DATE: day.isoformat(), SYMBOL: symbol})
 
 
 def day_and_symbol(key: str) -> tuple[date, str]:
-    """What a key stands for. Under some ways of running a key is plain text.
+    """The day and symbol of a key, which is plain text in some kinds of run.
 
     Raises
     ------
     UsageError
-        If it is none: partitions of symbols can be added by hand.
+        If the key has no valid day or symbol: people can add partitions by hand.
     """
     day, _, symbol = str(key).partition("|")
     try:

@@ -113,9 +113,14 @@ def judge_days(
 def judge_all(
     store: CandleStore, docs: DataDocs, wanted: Mapping[str, Sequence[date]], *, only_changed: bool
 ) -> list[Verdict]:
-    """Judge the days of `wanted`, see `judge_days`; returns the latest verdicts on them, judged now or before."""
+    """Check the days of `wanted`, see `judge_days`; returns the latest verdicts on them, reached now or before."""
     for _ in judge_days(store, docs, wanted, only_changed=only_changed):
         pass
+    return verdicts_on(store, wanted)
+
+
+def verdicts_on(store: CandleStore, wanted: Mapping[str, Sequence[date]]) -> list[Verdict]:
+    """The latest verdicts on the days of `wanted`, by symbol."""
     with translated(store.place):
         return [
             verdict
@@ -125,6 +130,18 @@ def judge_all(
             )
             if verdict.day in days
         ]
+
+
+def unchecked_days(store: CandleStore, symbols: Sequence[str]) -> set[tuple[date, str]]:
+    """The days of `symbols` of which some series has changed since its last verdict, or has none yet."""
+    with translated(store.place):
+        return {(each.day, each.symbol) for each in unjudged_days(store.connection, symbols)}
+
+
+def standing_failures(store: CandleStore) -> list[Verdict]:
+    """The verdicts of all days that fail now."""
+    with translated(store.place):
+        return latest(store.connection, failed_only=True)
 
 
 def last_verdicts(store: CandleStore) -> list[Verdict]:

@@ -170,6 +170,16 @@ ORDER BY day, check_name
 """
 
 
+# A verdict is dated when its rows are read and committed some seconds later.
+_JUDGED_AFTER: Final[LiteralString] = """
+SELECT symbol, day, max(validated_at) AS judged_at FROM trading.quality_results
+WHERE validated_at > %s AND validated_at < clock_timestamp() - interval '2 minutes'
+GROUP BY symbol, day
+ORDER BY judged_at
+FETCH FIRST %s ROWS WITH TIES
+"""
+
+
 def record(connection: Connection, verdicts: Iterable[Verdict]) -> None:
     """Write down `verdicts`, each in place of an older one of the same check on the same series-day and store."""
     ordered = sorted(verdicts, key=lambda each: (each.symbol, each.timeframe, each.day, each.check, each.store))
@@ -242,6 +252,14 @@ def last_judged_at(connection: Connection) -> datetime | None:
     """As of when something was judged last; None if nothing ever was."""
     found = connection.execute("SELECT max(validated_at) FROM trading.quality_results").fetchone()
     return found[0] if found else None
+
+
+def judged_after(connection: Connection, after: datetime, most: int) -> list[tuple[str, date, datetime]]:
+    """Symbol, day and time of the verdicts reached after `after` and two minutes ago or earlier, oldest first.
+
+    At most `most` of them, and those of the same time as the last. By the database's clock.
+    """
+    return [(symbol, day, at) for symbol, day, at in connection.execute(_JUDGED_AFTER, (after, most))]
 
 
 def verdicts_by_day(connection: Connection, start: date, end: date) -> list[DayVerdicts]:

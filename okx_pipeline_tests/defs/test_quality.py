@@ -7,15 +7,20 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from okx_pipeline.candles import Candle, Source
 from okx_pipeline.definitions import defs
 from okx_pipeline.defs.history.candles import ONLY_UNREAD, candles
-from okx_pipeline.defs.quality import ledger
+from okx_pipeline.defs.partitions import day_by_symbol
+from okx_pipeline.defs.quality import candle_quality, ledger
 from okx_pipeline.defs.quality.candle_gaps import candle_gaps
 from okx_pipeline.defs.quality.ledger import REST_AFTER_FAILURE, TAG, ledger_work, rest_after
+from okx_pipeline.defs.quality.outcome_reports import check_outcomes
 from okx_pipeline.defs.quality.reconciliation import reconciliation
 from okx_pipeline.defs.resources import Pipeline
+from okx_pipeline.defs.stream.streamed_candles import KEY as STREAMED
 from okx_pipeline.quality.suites import Check
 from okx_pipeline.replay.corrections import Correction, Corrections
 from okx_pipeline.replay.exchange import Exchange
@@ -24,6 +29,7 @@ from okx_pipeline.storage.database import Connection, one
 from okx_pipeline.storage.gaps import database_now
 from okx_pipeline.storage.landing import SeriesDay, land
 from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.quality_results import Severity, Store, Verdict, record
 from okx_pipeline.storage.stream_status import Heartbeat, beat
 from okx_pipeline.storage.subscriptions import seed_subscriptions
 from okx_pipeline.timeframes import DAY_MS, day_ms, parse_timeframe, parse_timeframes
@@ -265,30 +271,121 @@ def test_a_revised_candle_is_corrected_when_its_day_is_read_once_more(
     assert one(connection, "SELECT bool_and(verified_at IS NOT NULL) FROM trading.coverage WHERE day = %s", (DAY,))
 
 
-def judge(instance: dg.DagsterInstance, pipeline: Pipeline, day: date) -> dg.ExecuteInProcessResult:
-    """A run of the job that judges, as the sensor requests it."""
-    return defs.resolve_job_def("okx_candle_quality").execute_in_process(
-        instance=instance,
-        resources={"pipeline": pipeline},
-        partition_key=f"{day}|{BTC}",
-        raise_on_error=False,
+def span(first: date, last: date) -> dict[str, str]:
+    """Tags of a run over days in a row, as the ledger's sensor and a backfill in the UI set them."""
+    return {f"dagster/asset_partition_range_{end}": f"{day}|{BTC}" for end, day in (("start", first), ("end", last))}
+
+
+def single(day: date) -> dict[str, str]:
+    """Tags of a run of one partition."""
+    dimensions = {"dagster/partition/date": f"{day}", "dagster/partition/symbol": BTC}
+    return {"dagster/partition": f"{day}|{BTC}", **dimensions}
+
+
+def judge(
+    instance: dg.DagsterInstance, pipeline: Pipeline, day: date, last: date | None = None
+) -> dg.ExecuteInProcessResult:
+    """A run of the job that checks days, as the sensor requests it."""
+    result = defs.resolve_job_def("okx_candle_quality").execute_in_process(
+        instance=instance, resources={"pipeline": pipeline}, tags=span(day, last or day)
+    )
+    assert result.success
+    return result
+
+
+def evaluations(instance: dg.DagsterInstance, day: date) -> dict[tuple[str, str], dg.AssetCheckEvaluation]:
+    """What Dagster holds of a day, by asset and check; nothing where the check is older than the materialization."""
+    found = {}
+    for asset in (candles.key, STREAMED):
+        for check in Check:
+            key, partition = dg.AssetCheckKey(asset, check.value), f"{day}|{BTC}"
+            infos = instance.event_log_storage.get_asset_check_partition_info([key], partition_keys=[partition])
+            if infos and infos[0].is_current:
+                [record] = instance.event_log_storage.get_asset_check_execution_history(
+                    key, limit=1, partition_filter=PartitionKeyFilter(key=partition)
+                )
+                assert record.evaluation is not None
+                found[asset.path[-1], check.value] = record.evaluation
+    return found
+
+
+def failing(instance: dg.DagsterInstance, day: date) -> set[str]:
+    """The checks that fail on a day of the candles."""
+    found = evaluations(instance, day)
+    return {name for (asset, name), each in found.items() if asset == "candles" and not each.passed}
+
+
+def planned(instance: dg.DagsterInstance) -> list[object]:
+    """The rows of checks that a run planned and did not carry out."""
+    graph = defs.get_repository_def().asset_graph
+    records = [
+        record
+        for key in graph.asset_check_keys
+        for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=1_000)
+    ]
+    return [record for record in records if record.status is AssetCheckExecutionRecordStatus.PLANNED]
+
+
+def corrupt(connection: Connection, day: date) -> None:
+    """Write a row that no market can have, in 1h."""
+    connection.execute("ALTER TABLE trading.candlesticks DROP CONSTRAINT candlesticks_range")
+    connection.execute(
+        "UPDATE trading.candlesticks SET high_price = low_price WHERE timeframe = '1h' AND timestamp_ms = %s",
+        (day_ms(day),),
     )
 
 
-def evaluations(result: dg.ExecuteInProcessResult) -> dict[tuple[str, str], Any]:
-    return {(each.asset_key.path[-1], each.check_name): each for each in result.get_asset_check_evaluations()}
+@pytest.fixture
+def say(instance: dg.DagsterInstance, connection: Connection) -> Callable[..., None]:
+    """Writes down verdicts on a day: all checks pass but those that are named."""
+    instance.add_dynamic_partitions("okx_symbols", [BTC])
+
+    def write(day: date, failed: str = "", severity: Severity = Severity.CRITICAL) -> None:
+        at = database_now(connection)
+        verdicts = [
+            Verdict(
+                *(BTC, "1h", day, check.value, Store.POSTGRES),
+                severity=severity if check.value == failed else None,
+                failed=("something",) if check.value == failed else (),
+                observed={},
+                rows=24,
+                validated_at=at,
+            )
+            for check in Check
+        ]
+        record(connection, verdicts)
+
+    return write
+
+
+@pytest.fixture
+def report(instance: dg.DagsterInstance, pipeline: Pipeline) -> Callable[..., None]:
+    """Reports what was not yet, of some days, in a run of its own."""
+
+    def run_job(*days: date) -> None:
+        config = {"ops": {"report_check_outcomes": {"config": {"keys": [f"{day}|{BTC}" for day in days]}}}}
+        job = defs.resolve_job_def("okx_check_outcomes")
+        assert job.execute_in_process(instance=instance, resources={"pipeline": pipeline}, run_config=config).success
+
+    return run_job
+
+
+def materialize_streamed(instance: dg.DagsterInstance, day: date) -> None:
+    instance.report_runless_asset_event(dg.AssetMaterialization(STREAMED, partition=f"{day}|{BTC}"))
 
 
 def test_a_clean_day_passes_every_check_on_the_candles_and_the_streamed_day(
     instance: dg.DagsterInstance, pipeline: Pipeline, served: None
 ) -> None:
     run(candles, instance, pipeline, DAY)
-    result = judge(instance, pipeline, DAY)
-    assert result.success
-    found = evaluations(result)
+    materialize_streamed(instance, DAY)
+    judge(instance, pipeline, DAY)
+    found = evaluations(instance, DAY)
     assert {name for _, name in found} == {check.value for check in Check}
     assert {asset for asset, _ in found} == {"candles", "streamed_candles"}
     assert {each.passed for each in found.values()} == {True}
+    assert not planned(instance)
+    assert not judge(instance, pipeline, DAY).get_asset_check_evaluations(), "Dagster shows it already"
     page = found["candles", "schema"].metadata["page"].value
     assert str(page).startswith("http://127.0.0.1:3001/quality/validations/2026-08-20/")
     site = pipeline.docs().site
@@ -299,18 +396,176 @@ def test_a_corrupted_row_fails_the_check_that_names_it(
     instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection, served: None
 ) -> None:
     run(candles, instance, pipeline, DAY)
-    connection.execute("ALTER TABLE trading.candlesticks DROP CONSTRAINT candlesticks_range")
-    connection.execute(
-        "UPDATE trading.candlesticks SET high_price = low_price WHERE timeframe = '1h' AND timestamp_ms = %s",
-        (day_ms(DAY),),
-    )
-    found = evaluations(judge(instance, pipeline, DAY))
-    failed = {name for (asset, name), each in found.items() if asset == "candles" and not each.passed}
-    assert "ohlc_sanity" in failed
-    assert found["candles", "ohlc_sanity"].severity is dg.AssetCheckSeverity.ERROR
-    record = found["candles", "ohlc_sanity"].metadata["failing"].records[0].data
+    corrupt(connection, DAY)
+    judge(instance, pipeline, DAY)
+    assert "ohlc_sanity" in failing(instance, DAY)
+    found = evaluations(instance, DAY)["candles", "ohlc_sanity"]
+    assert found.severity is dg.AssetCheckSeverity.ERROR
+    record = found.metadata["failing"].records[0].data
     assert (record["symbol"], record["timeframe"], record["severity"]) == (BTC, "1h", "critical")
     assert "high_at_least_open (1)" in record["failed"]
+
+
+def test_a_failed_day_stays_failed_while_other_days_pass_until_it_passes_itself(
+    instance: dg.DagsterInstance, say: Callable[..., None], report: Callable[..., None]
+) -> None:
+    days = [DAY - timedelta(days=number) for number in (2, 1, 0)]
+    say(days[0], "ohlc_sanity")
+    for day in days[1:]:
+        say(day)
+    report(*days[:2])
+    report(days[2])
+    assert [failing(instance, day) for day in days] == [{"ohlc_sanity"}, set(), set()]
+    # Every change is stored, and so is one of the severity alone.
+    for failed in ("", "ohlc_sanity", ""):
+        say(days[0], failed)
+        report(days[0])
+        assert failing(instance, days[0]) == ({failed} - {""})
+    say(days[0], "ohlc_sanity", Severity.WARNING)
+    report(days[0])
+    assert evaluations(instance, days[0])["candles", "ohlc_sanity"].severity is dg.AssetCheckSeverity.WARN
+    say(days[0], "ohlc_sanity")
+    report(days[0])
+    assert evaluations(instance, days[0])["candles", "ohlc_sanity"].severity is dg.AssetCheckSeverity.ERROR
+    assert not planned(instance)
+
+
+def test_a_backfill_in_the_ui_checks_each_day_and_leaves_no_planned_row(
+    instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection, served: None
+) -> None:
+    connection.execute("UPDATE trading.subscriptions SET since_ms = since_ms - %s", (DAY_MS,))
+    job = defs.get_repository_def().get_implicit_global_asset_job_def()
+    days = {DAY - timedelta(days=1), DAY}
+    for asset in (candles, candle_gaps, reconciliation):
+        result = job.get_subset(asset_selection={asset.key}).execute_in_process(
+            instance=instance, resources={"pipeline": pipeline}, tags=span(min(days), max(days))
+        )
+        assert result.success
+        found = result.get_asset_check_evaluations()
+        assert {each.partition for each in found} == {f"{day}|{BTC}" for day in days}
+        assert {each.passed for each in found} == {True}
+        names = {
+            key.name for key in defs.get_repository_def().asset_graph.asset_check_keys if key.asset_key == asset.key
+        }
+        assert len(found) == len(days) * len(names)
+        for name in names:
+            key = dg.AssetCheckKey(asset.key, name)
+            shown = instance.event_log_storage.get_asset_check_partition_info([key])
+            assert [each.is_current for each in shown] == [True, True]
+    assert not planned(instance)
+
+
+@pytest.mark.parametrize("is_range", [False, True], ids=["a day", "a range"])
+def test_a_day_that_fails_schema_or_ohlc_sanity_stops_what_is_downstream_in_the_same_run(
+    instance: dg.DagsterInstance, pipeline: Pipeline, say: Callable[..., None], is_range: bool
+) -> None:
+    @dg.asset(deps=[candles], partitions_def=day_by_symbol)
+    def downstream() -> None:
+        """Depends on the candles, as an asset of a user's does."""
+
+    say(DAY, "ohlc_sanity")
+    together = dg.Definitions.merge(defs, dg.Definitions(assets=[downstream]))
+    job = together.get_repository_def().get_implicit_global_asset_job_def()
+    checks_of_candles = {dg.AssetCheckKey(candles.key, check.value) for check in Check}
+    tags = span(DAY, DAY) if is_range else single(DAY)
+    for failed in ("ohlc_sanity", "volumes"):
+        say(DAY, failed)
+        result = job.get_subset(
+            asset_selection={downstream.key}, asset_check_selection=checks_of_candles
+        ).execute_in_process(instance=instance, resources={"pipeline": pipeline}, tags=tags, raise_on_error=False)
+        assert failing(instance, DAY) == {failed}
+        assert bool(result.asset_materializations_for_node("downstream")) == (failed == "volumes")
+    assert not planned(instance)
+
+
+def test_a_day_without_candles_is_not_checked_and_has_not_passed(
+    instance: dg.DagsterInstance, pipeline: Pipeline, served: None
+) -> None:
+    job = defs.get_repository_def().get_implicit_global_asset_job_def()
+    subset = job.get_subset(
+        asset_selection=set(), asset_check_selection={dg.AssetCheckKey(candles.key, check.value) for check in Check}
+    )
+    for tags in (single(DAY), span(DAY, DAY), {}):
+        result = subset.execute_in_process(instance=instance, resources={"pipeline": pipeline}, tags=tags)
+        found = result.get_asset_check_evaluations()
+        assert len(found) == len(Check)
+        assert {each.passed for each in found} == {False}
+        assert {each.severity for each in found} == {dg.AssetCheckSeverity.WARN}
+        assert {str(each.description).partition(":")[0] for each in found} == {"not checked"}
+    assert not judge(instance, pipeline, DAY).get_asset_check_evaluations()
+
+
+def test_without_a_partition_a_check_fails_while_any_day_does(
+    instance: dg.DagsterInstance, pipeline: Pipeline, say: Callable[..., None]
+) -> None:
+    say(DAY - timedelta(days=1), "ohlc_sanity")
+    say(DAY)
+    keys = {dg.AssetCheckKey(candles.key, name) for name in ("schema", "ohlc_sanity")}
+    job = defs.get_repository_def().get_implicit_global_asset_job_def()
+    subset = job.get_subset(asset_selection=set(), asset_check_selection=keys)
+    result = subset.execute_in_process(instance=instance, resources={"pipeline": pipeline}, raise_on_error=False)
+    assert checks(result) == {"schema": True, "ohlc_sanity": False}
+
+
+@pytest.fixture
+def outcomes_tick(instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection) -> Tick:
+    """Evaluates the sensor of outcomes as the daemon would, runs what it requests, and keeps its cursor."""
+    cursor: list[str | None] = [None]
+
+    def evaluate() -> Any:
+        context = dg.build_sensor_context(
+            instance, cursor=cursor[0], resources={"pipeline": pipeline}, repository_def=defs.get_repository_def()
+        )
+        tick = check_outcomes.evaluate_tick(context)
+        cursor[0] = tick.cursor
+        for request in tick.run_requests or []:
+            result = defs.resolve_job_def("okx_check_outcomes").execute_in_process(
+                instance=instance, resources={"pipeline": pipeline}, run_config=request.run_config, tags=request.tags
+            )
+            assert result.success
+        return tick.run_requests
+
+    return evaluate
+
+
+def test_what_no_run_has_reported_is_reported_failures_first_and_again_when_a_day_is_materialized_again(
+    instance: dg.DagsterInstance,
+    connection: Connection,
+    say: Callable[..., None],
+    outcomes_tick: Tick,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    say(DAY, "ohlc_sanity")
+    assert not outcomes_tick(), "a verdict is read two minutes after it was reached"
+    connection.execute("UPDATE trading.quality_results SET validated_at = validated_at - interval '3 minutes'")
+    monkeypatch.setattr(candle_quality, "OUTCOMES_A_RUN", 5)
+    assert outcomes_tick()
+    assert failing(instance, DAY) == {"ohlc_sanity"}
+    assert len(evaluations(instance, DAY)) == 5
+    assert outcomes_tick()
+    assert len(evaluations(instance, DAY)) == len(Check)
+    assert not outcomes_tick()
+    instance.report_runless_asset_event(dg.AssetMaterialization(candles.key, partition=f"{DAY}|{BTC}"))
+    assert not evaluations(instance, DAY)
+    assert outcomes_tick()
+    assert outcomes_tick()
+    assert failing(instance, DAY) == {"ohlc_sanity"}
+    assert len(evaluations(instance, DAY)) == len(Check)
+    assert not outcomes_tick()
+
+
+def test_a_first_pass_of_long_ago_is_not_reported_and_one_after_a_failure_is(
+    instance: dg.DagsterInstance,
+    say: Callable[..., None],
+    report: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(candle_quality, "DAYS_SHOWN", 30)
+    for failed, shown in (("", 0), ("ohlc_sanity", 1), ("", 1)):
+        say(DAY, failed)
+        report(DAY)
+        assert len(evaluations(instance, DAY)) == shown
+    assert not failing(instance, DAY)
 
 
 def test_the_pages_are_built_and_the_report_shows_how_the_days_fared(

@@ -32,9 +32,8 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.Sensor
     since = datetime.fromisoformat(context.cursor) if context.cursor else datetime.now(tz=UTC)
     runs = FailedRuns(context.instance, since)
     assert context.repository_def is not None
-    checks = context.repository_def.asset_graph.asset_check_keys
     sources = [
-        Source("failed_check", partial(failed_checks, context.instance, checks)),
+        Source("failed_check", partial(failed_checks, context.instance, context.repository_def)),
         Source(FAILED_RUN, runs.look),
         Source("stale_stream", stale_stream),
         Source("quarantined_rows", quarantined_rows),

@@ -1,6 +1,5 @@
-"""What only this side can see to be wrong: runs and checks of the Dagster instance, and the stream beside it."""
+"""Incidents that only Dagster's side can see: failed runs, failed checks, and a stream that has stopped."""
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -8,6 +7,7 @@ import dagster as dg
 
 from okx_pipeline.alerts.sources import failed_quality_checks
 from okx_pipeline.defs.quality.ledger import TAG as WORK
+from okx_pipeline.defs.quality.outcomes import failing_partitions
 from okx_pipeline.storage.alert_sources import judged_checks
 from okx_pipeline.storage.alerts import Incident, open_incidents
 from okx_pipeline.storage.database import Connection
@@ -85,12 +85,23 @@ def _symbol(run: dg.DagsterRun) -> str | None:
 
 
 def failed_checks(
-    instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey], connection: Connection
+    instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, connection: Connection
 ) -> list[Incident]:
-    """Checks that fail at the level of an error: by the day where they leave verdicts, else as they last ran."""
-    judged = judged_checks(connection)
-    others = [key for key in checks if key.name not in judged]
+    """Checks that fail at the level of an error.
+
+    A check of candles fails by its verdicts, another partitioned one while any partition fails, the rest as they last
+    ran.
+    """
+    judged, graph = judged_checks(connection), repository.asset_graph
+    checks = [key for key in graph.asset_check_keys if key.name not in judged]
+    partitioned = [key for key in checks if graph.get(key).partitions_def is not None]
     incidents = []
+    for key in partitioned:
+        if failing := failing_partitions(instance, key):
+            name = f"{key.asset_key.to_user_string()}/{key.name}"
+            days = f"{len(failing)} {'day' if len(failing) == 1 else 'days'}"
+            incidents.append(Incident(name, f"check {name} fails on {days}, the newest {failing[-1]}"))
+    others = [key for key in checks if key not in partitioned]
     for key, summary in instance.event_log_storage.get_asset_check_summary_records(others).items():
         record = summary.last_completed_check_execution_record
         evaluation = None if record is None else record.evaluation

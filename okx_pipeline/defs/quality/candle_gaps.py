@@ -1,15 +1,22 @@
-"""The asset of candle gaps: days of symbols looked through, mended, and accounted for in the ledger."""
+"""The asset of candle gaps: finds and repairs the gaps of symbols' days, and accounts for the rest in the ledger."""
 
 import asyncio
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
 from typing import Any, Final
 
 import dagster as dg
 
 from okx_pipeline.defs.history.candles import DAYS_A_RUN, candles
-from okx_pipeline.defs.partitions import day_and_symbol, day_by_symbol_with_today, days_by_symbol, key_of
+from okx_pipeline.defs.partitions import (
+    day_and_symbol,
+    day_by_symbol_with_today,
+    days_by_symbol,
+    key_of,
+    partitioned_check,
+)
+from okx_pipeline.defs.quality.outcomes import Key, Outcome, evaluated
 from okx_pipeline.defs.resources import Pipeline, told_in_one_line
 from okx_pipeline.defs.stream.streamed_candles import KEY as STREAMED
 from okx_pipeline.quality.calendar import calendar_svg
@@ -33,27 +40,31 @@ LISTED: Final = 100
     retry_policy=dg.RetryPolicy(max_retries=3, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
     pool="okx_rest",
     check_specs=[
-        dg.AssetCheckSpec("nothing_is_missing", asset=KEY, description="Every candle is held or accounted for."),
-        dg.AssetCheckSpec("ledger_matches_rows", asset=KEY, description="The ledger says what the rows say."),
+        partitioned_check(*each, day_by_symbol_with_today)
+        for each in (
+            ("nothing_is_missing", KEY, "Every candle is held or accounted for."),
+            ("ledger_matches_rows", KEY, "The ledger says what the rows say."),
+        )
     ],
     metadata={"dagster/table_name": "trading.candle_gaps"},
 )
-def candle_gaps(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster takes a subscripted one for a tuple
+def candle_gaps(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Iterator[Any]:
     """One row per run of candles that were expected and not held: repaired, proven absent, or open."""
 
-    async def mend(wanted: Mapping[str, list[date]]) -> tuple[DaysMended, dict[str, str]]:
+    async def repair(wanted: Mapping[str, list[date]]) -> tuple[DaysMended, dict[str, str]]:
         async with pipeline.backfill() as backfill:
             mended = await mend_days(backfill, wanted)
             newest = {symbol: max(days) for symbol, days in wanted.items()}
             return mended, {symbol: _calendar(backfill.store.connection, symbol, day) for symbol, day in newest.items()}
 
     with told_in_one_line():
-        mended, calendars = asyncio.run(mend(days_by_symbol(context.partition_keys)))
+        mended, calendars = asyncio.run(repair(days_by_symbol(context.partition_keys)))
     for key in context.partition_keys:
         day, symbol = day_and_symbol(key)
         context.add_asset_metadata(_metadata(mended.days[day, symbol]), partition_key=key_of(day, symbol))
     pictures = {f"calendar {symbol}": dg.MetadataValue.md(picture) for symbol, picture in calendars.items()}
-    return dg.MaterializeResult(metadata=pictures, check_results=_checks(mended))
+    yield dg.MaterializeResult(metadata=pictures)
+    yield from evaluated(context, _outcomes(mended))
 
 
 def _metadata(day: DayMended) -> dict[str, Any]:
@@ -65,28 +76,26 @@ def _metadata(day: DayMended) -> dict[str, Any]:
     }
 
 
-def _checks(mended: DaysMended) -> list[dg.AssetCheckResult]:
-    rows = [row for day in mended.days.values() for row in day.coverage if row.missing]
-    missing, waiting = sum(row.missing for row in rows), sum(day.waiting for day in mended.days.values())
-    wrong = [f"{day} {symbol} {name}" for (day, symbol), each in mended.days.items() for name in each.disagreeing]
-    return [
-        dg.AssetCheckResult(
-            check_name="nothing_is_missing",
+def _outcomes(mended: DaysMended) -> dict[Key, Outcome]:
+    outcomes = {}
+    for (day, symbol), each in mended.days.items():
+        rows, wrong = [row for row in each.coverage if row.missing], each.disagreeing
+        missing = sum(row.missing for row in rows)
+        outcomes[dg.AssetCheckKey(KEY, "nothing_is_missing"), str(key_of(day, symbol))] = Outcome(
             passed=not missing,
-            severity=dg.AssetCheckSeverity.ERROR if missing > waiting else dg.AssetCheckSeverity.WARN,
+            severity=dg.AssetCheckSeverity.ERROR if missing > each.waiting else dg.AssetCheckSeverity.WARN,
             description=f"{missing} candles are missing" if missing else "every candle is held or accounted for",
             metadata={
-                "waiting": waiting,
+                "waiting": each.waiting,
                 "missing": dg.MetadataValue.table(list(map(_record, rows[:LISTED])), _SCHEMA),
             },
-        ),
-        dg.AssetCheckResult(
-            check_name="ledger_matches_rows",
+        )
+        outcomes[dg.AssetCheckKey(KEY, "ledger_matches_rows"), str(key_of(day, symbol))] = Outcome(
             passed=not wrong,
-            description=f"{len(wrong)} days differ" if wrong else f"{len(mended.days)} days counted again",
-            metadata={"differing": ", ".join(wrong[:LISTED])},
-        ),
-    ]
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=f"the ledger differs in {', '.join(wrong)}" if wrong else "the ledger agrees with the rows",
+        )
+    return outcomes
 
 
 _SCHEMA: Final = dg.TableSchema(

@@ -12,7 +12,7 @@ from okx_pipeline.defs.history.candles import DAYS_A_RUN, ONLY_UNREAD
 from okx_pipeline.defs.history.schedules import candles_job
 from okx_pipeline.defs.partitions import key_of, symbols
 from okx_pipeline.defs.quality.candle_gaps import candle_gaps
-from okx_pipeline.defs.quality.candle_quality import ONLY_CHANGED, candle_checks, candle_quality
+from okx_pipeline.defs.quality.candle_quality import ONLY_CHANGED, candle_quality
 from okx_pipeline.defs.quality.data_docs import data_docs, quality_report
 from okx_pipeline.defs.quality.reconciliation import reconciliation
 from okx_pipeline.defs.resources import Pipeline
@@ -39,9 +39,8 @@ UNDER_WAY: Final = [
 
 candle_gaps_job = dg.define_asset_job("okx_candle_gaps", selection=[candle_gaps])
 reconciliation_job = dg.define_asset_job("okx_reconciliation", selection=[reconciliation])
-candle_quality_job = dg.define_asset_job(
-    "okx_candle_quality", selection=dg.AssetSelection.assets(candle_quality) | dg.AssetSelection.checks(candle_checks)
-)
+# Without the checks: the asset reports their outcomes itself.
+candle_quality_job = dg.define_asset_job("okx_candle_quality", selection=[candle_quality])
 pages_job = dg.define_asset_job("okx_data_docs", selection=[data_docs, quality_report])
 JOBS: Final = {
     Kind.HISTORY: candles_job,
@@ -118,7 +117,7 @@ def _request_pages(instance: dg.DagsterInstance, judged_at: datetime | None) -> 
     built = datetime.fromtimestamp(last.timestamp, tz=UTC) if last is not None else None
     if built is not None and (built > judged_at or datetime.now(tz=UTC) < built + BUILD_EVERY):
         return None
-    after = _after(instance, "pages")
+    after = next_after(instance, "pages")
     if after is None:
         return None
     return dg.RunRequest(job_name=pages_job.name, run_key=f"pages {after}", tags={TAG: "pages"})
@@ -128,7 +127,7 @@ def _run(
     instance: dg.DagsterInstance, kind: Kind, what: str, first: tuple[date, str], last: tuple[date, str]
 ) -> dg.RunRequest | None:
     name = f"{kind} {what}"
-    after = _after(instance, name)
+    after = next_after(instance, name)
     if after is None:
         return None
     return dg.RunRequest(
@@ -143,7 +142,7 @@ def _run(
     )
 
 
-def _after(instance: dg.DagsterInstance, name: str) -> str | None:
+def next_after(instance: dg.DagsterInstance, name: str) -> str | None:
     """What the run key of the next run tagged `name` ends with; None while one is under way or has just failed.
 
     Twice the same key after the same run is a tick that was repeated; after another one it is work that was left.

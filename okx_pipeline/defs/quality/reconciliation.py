@@ -1,14 +1,15 @@
 """The asset of reconciliation: days of symbols read from OKX once more, eight days later."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any, Final
 
 import dagster as dg
 
 from okx_pipeline.defs.history.candles import DAYS_A_RUN, candles
-from okx_pipeline.defs.partitions import day_and_symbol, day_by_symbol, days_by_symbol, key_of
+from okx_pipeline.defs.partitions import day_and_symbol, day_by_symbol, days_by_symbol, key_of, partitioned_check
+from okx_pipeline.defs.quality.outcomes import Key, Outcome, evaluated
 from okx_pipeline.defs.resources import Pipeline, told_in_one_line
 from okx_pipeline.defs.stream.streamed_candles import KEY as STREAMED
 from okx_pipeline.quality.reconciliation import DayReconciled, Reconciled, reconcile_days
@@ -30,12 +31,15 @@ LISTED: Final = 100
     retry_policy=dg.RetryPolicy(max_retries=3, delay=30, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
     pool="okx_rest",
     check_specs=[
-        dg.AssetCheckSpec("rest_serves_what_is_held", asset=KEY, description="REST serves exactly what is held."),
-        dg.AssetCheckSpec("timeframes_add_up", asset=KEY, description="Candles are what shorter ones add up to."),
+        partitioned_check(*each, day_by_symbol)
+        for each in (
+            ("rest_serves_what_is_held", KEY, "REST serves exactly what is held."),
+            ("timeframes_add_up", KEY, "Candles are what shorter ones add up to."),
+        )
     ],
     metadata={"dagster/table_name": "trading.coverage"},
 )
-def reconciliation(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster takes a subscripted one for a tuple
+def reconciliation(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Iterator[Any]:
     """One row per symbol's day that was read from OKX again, days after its candles were confirmed."""
 
     async def reconcile(wanted: Mapping[str, list[date]]) -> Reconciled:
@@ -47,7 +51,8 @@ def reconciliation(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.
     for key in context.partition_keys:
         day, symbol = day_and_symbol(key)
         context.add_asset_metadata(_metadata(done.days[day, symbol]), partition_key=key_of(day, symbol))
-    return dg.MaterializeResult(check_results=_checks(done))
+    yield dg.MaterializeResult()
+    yield from evaluated(context, _outcomes(done))
 
 
 def _metadata(day: DayReconciled) -> dict[str, Any]:
@@ -59,28 +64,25 @@ def _metadata(day: DayReconciled) -> dict[str, Any]:
     }
 
 
-def _checks(done: Reconciled) -> list[dg.AssetCheckResult]:
-    unverified = [f"{day} {symbol} {name}" for (day, symbol), each in done.days.items() for name in each.unverified]
-    found = [mismatch for each in done.days.values() for mismatch in each.mismatches]
-    windows = sum(each.windows for each in done.days.values())
-    ours = [mismatch for mismatch in found if mismatch.class_ is MismatchClass.OPEN]
-    return [
-        dg.AssetCheckResult(
-            check_name="rest_serves_what_is_held",
-            passed=not unverified,
+def _outcomes(done: Reconciled) -> dict[Key, Outcome]:
+    outcomes = {}
+    for (day, symbol), each in done.days.items():
+        ours = [mismatch for mismatch in each.mismatches if mismatch.class_ is MismatchClass.OPEN]
+        outcomes[dg.AssetCheckKey(KEY, "rest_serves_what_is_held"), str(key_of(day, symbol))] = Outcome(
+            passed=not each.unverified,
             severity=dg.AssetCheckSeverity.WARN,
-            description=f"{len(unverified)} days differ" if unverified else "every day is served as it is held",
-            metadata={"differing": ", ".join(unverified[:LISTED])},
-        ),
-        dg.AssetCheckResult(
-            check_name="timeframes_add_up",
+            description=f"REST serves {', '.join(each.unverified)} differently"
+            if each.unverified
+            else "REST serves what is held",
+        )
+        outcomes[dg.AssetCheckKey(KEY, "timeframes_add_up"), str(key_of(day, symbol))] = Outcome(
             passed=not ours,
             severity=dg.AssetCheckSeverity.WARN,
-            description=f"{len(found)} values of {windows} candles differ from what shorter ones give, "
-            f"{len(found) - len(ours)} of them as OKX itself serves them",
+            description=f"{len(each.mismatches)} values of {each.windows} candles differ from what shorter ones give, "
+            f"{len(each.mismatches) - len(ours)} of them as OKX itself serves them",
             metadata={"differing": dg.MetadataValue.table(list(map(_record, ours[:LISTED])), _SCHEMA)},
-        ),
-    ]
+        )
+    return outcomes
 
 
 _SCHEMA: Final = dg.TableSchema(
