@@ -13,6 +13,7 @@ from okx_pipeline.defs.alerts.sensors import alerts
 from okx_pipeline.defs.alerts.sources import FailedRuns
 from okx_pipeline.defs.quality.candle_gaps import KEY as GAPS
 from okx_pipeline.defs.quality.ledger import TAG
+from okx_pipeline.defs.quality.outcomes import Outcome, report
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.storage.alert_sources import daemon_silent_s
 from okx_pipeline.storage.alerts import open_incidents
@@ -191,21 +192,29 @@ def test_a_look_that_could_not_be_written_down_is_looked_at_again(
     assert [state for state, _ in hook.told] == ["open"]
 
 
-def test_a_check_that_fails_as_an_error_is_told_and_a_warning_is_not(
+def test_a_check_is_told_while_it_fails_as_an_error_on_any_day_and_a_warning_is_not(
     tick: Tick, instance: dg.DagsterInstance, hook: SinkServer
 ) -> None:
-    def judge(name: str, passed: bool, severity: dg.AssetCheckSeverity) -> None:
-        instance.report_runless_asset_event(
-            dg.AssetCheckEvaluation(
-                asset_key=GAPS, check_name=name, passed=passed, severity=severity, metadata={}, description="12 days"
-            )
-        )
+    def judge(name: str, day: int, passed: bool, severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR) -> None:
+        key = (dg.AssetCheckKey(GAPS, name), f"2026-08-{day}|{BTC}")
 
-    judge("nothing_is_missing", False, dg.AssetCheckSeverity.WARN)
-    judge("ledger_matches_rows", False, dg.AssetCheckSeverity.ERROR)
+        @dg.op
+        def check(context: dg.OpExecutionContext) -> None:
+            report(context, {key: Outcome(passed, severity, "12 candles")})
+
+        @dg.job
+        def checking() -> None:
+            check()
+
+        checking.execute_in_process(instance=instance)
+
+    judge("nothing_is_missing", 20, False, dg.AssetCheckSeverity.WARN)
+    judge("ledger_matches_rows", 20, False)
+    judge("ledger_matches_rows", 21, True)
     tick()
-    assert texts(hook) == ["critical: check okx/candle_gaps/ledger_matches_rows fails: 12 days"]
-    judge("ledger_matches_rows", True, dg.AssetCheckSeverity.ERROR)
+    name = "critical: check okx/candle_gaps/ledger_matches_rows"
+    assert texts(hook) == [f"{name} fails on 1 day, the newest 2026-08-20|{BTC}"]
+    judge("ledger_matches_rows", 20, True)
     tick()
     assert [state for state, _ in hook.told] == ["open", "resolved"]
 
