@@ -5,12 +5,14 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionResolvedStatus
+from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
 
 from okx_pipeline.definitions import defs
 from okx_pipeline.defs.history.candles import candles
 from okx_pipeline.defs.history.instruments import instruments
 from okx_pipeline.defs.history.schedules import candles_daily, subscribed_symbols
-from okx_pipeline.defs.partitions import days_by_symbol, key_of
+from okx_pipeline.defs.partitions import days_by_symbol, key_of, symbols
 from okx_pipeline.defs.resources import Pipeline, told_in_one_line
 from okx_pipeline.replay.exchange import Exchange
 from okx_pipeline.storage.database import Database, one
@@ -77,6 +79,12 @@ def test_a_day_materializes_in_a_plain_temporary_instance(
     assert metadata["seconds"] > 0
     assert metadata["first_candle"] == datetime(2026, 8, 20, tzinfo=UTC).timestamp()
     assert len(metadata["sparkline"]) == 48
+    assert "most of the bar may\nstay grey" in str(candles.specs_by_key[candles.key].description)
+    told = [metadata[f"ledger: {what}"] for what in ("candles wanted", "candles held", "candles missing")]
+    ledger = "SELECT sum(expected)::int, sum(present)::int, sum(missing)::int FROM trading.coverage"
+    with database.connect() as connection:
+        assert [tuple(told)] == connection.execute(ledger).fetchall()
+    assert told[1] == DAY_ROWS
 
 
 @pytest.mark.parametrize(
@@ -196,3 +204,32 @@ def test_a_subscribed_symbol_gets_its_partition_once(
 def test_any_mixture_of_keys_is_grouped_by_symbol() -> None:
     keys = [str(key_of(date(2026, 8, day), symbol)) for day in (3, 1) for symbol in (ETH, BTC)]
     assert days_by_symbol(keys) == {symbol: [date(2026, 8, 1), date(2026, 8, 3)] for symbol in (BTC, ETH)}
+
+
+def test_a_first_day_that_is_moved_back_leaves_the_states_that_dagster_recorded(instance: dg.DagsterInstance) -> None:
+    instance.add_dynamic_partitions("okx_symbols", [BTC])
+    key, check = candles.key, dg.AssetCheckKey(candles.key, "schema")
+    landed, failed, earlier = (f"{day}|{BTC}" for day in ("2026-08-20", "2026-08-21", "2026-02-01"))
+
+    def states(first: str) -> tuple[set[str], set[str]]:
+        """The partitions that are materialized and those that fail, as the UI reads them."""
+        days = dg.DailyPartitionsDefinition(first, timezone="UTC")
+        partitions = dg.MultiPartitionsDefinition({"date": days, "symbol": symbols})
+        with dg.partition_loading_context(dynamic_partitions_store=instance):
+            cached = get_and_update_asset_status_cache_value(instance, key, partitions)
+            assert cached is not None
+            checked = instance.event_log_storage.get_asset_check_state([(check, partitions)])[check]
+            failing = checked.subsets[AssetCheckExecutionResolvedStatus.FAILED]
+            return (
+                set(cached.deserialize_materialized_partition_subsets(partitions).get_partition_keys()),
+                set(failing.subset_value.get_partition_keys()),
+            )
+
+    instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=landed))
+    instance.report_runless_asset_event(
+        dg.AssetCheckEvaluation(asset_key=key, check_name="schema", passed=False, metadata={}, partition=failed)
+    )
+    assert states("2026-06-01") == ({landed}, {failed})
+    assert states("2026-01-01") == ({landed}, {failed})
+    instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=earlier))
+    assert states("2026-01-01") == ({landed, earlier}, {failed})

@@ -12,6 +12,8 @@ from okx_pipeline.defs.partitions import day_and_symbol, day_by_symbol, days_by_
 from okx_pipeline.defs.resources import Pipeline, told_in_one_line
 from okx_pipeline.history.daily import DaysLanded, land_days
 from okx_pipeline.history.summary import DaySummary
+from okx_pipeline.storage.coverage import series_coverage
+from okx_pipeline.storage.database import Connection
 from okx_pipeline.timeframes import utc
 
 DAYS_A_RUN = 100
@@ -47,7 +49,11 @@ COLUMN_SCHEMA = dg.TableSchema(
     metadata={"dagster/column_schema": COLUMN_SCHEMA, "dagster/table_name": "trading.candlesticks"},
 )
 def candles(context: dg.AssetExecutionContext, pipeline: Pipeline) -> None:
-    """One row per confirmed candle of a symbol's day, in every timeframe wanted on it, exactly as OKX serves it."""
+    """One row per confirmed candle of a symbol's day, in every timeframe wanted on it, exactly as OKX serves it.
+
+    There is a partition for every symbol and every day since OKX_PARTITION_START, wanted or not, so most of the bar may
+    stay grey. The metadata says what is wanted, held and missing, as the ledger has it.
+    """
 
     async def land(wanted: Mapping[str, list[date]]) -> DaysLanded:
         async with pipeline.backfill() as backfill:
@@ -55,9 +61,25 @@ def candles(context: dg.AssetExecutionContext, pipeline: Pipeline) -> None:
 
     with told_in_one_line():
         landed = asyncio.run(land(days_by_symbol(context.partition_keys)))
+        with pipeline.database() as database, database.connect() as connection:
+            ledger = ledger_metadata(connection)
     for key in context.partition_keys:
         day, symbol = day_and_symbol(key)
-        context.add_asset_metadata(_metadata(landed, landed.summaries[day, symbol]), partition_key=key_of(day, symbol))
+        metadata = _metadata(landed, landed.summaries[day, symbol]) | ledger
+        context.add_asset_metadata(metadata, partition_key=key_of(day, symbol))
+
+
+def ledger_metadata(connection: Connection) -> dict[str, Any]:
+    """The candles that the ledger expects, holds and misses of everything that is wanted, and since when."""
+    series = series_coverage(connection)
+    metadata: dict[str, Any] = {
+        "ledger: candles wanted": sum(each.expected for each in series),
+        "ledger: candles held": sum(each.present for each in series),
+        "ledger: candles missing": sum(each.missing for each in series),
+    }
+    if series:
+        metadata["ledger: first day wanted"] = min(each.first for each in series).isoformat()
+    return metadata
 
 
 def _metadata(landed: DaysLanded, day: DaySummary) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import dagster as dg
 
-from okx_pipeline.defs.history.candles import candles
+from okx_pipeline.defs.history.candles import candles, ledger_metadata
 from okx_pipeline.defs.partitions import key_of, symbols
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.defs.stream.streamed_candles import KEY
@@ -70,16 +70,23 @@ def _materializations(connection: Connection, reports: list[Report]) -> list[dg.
         timeframes.setdefault(each.symbol, []).append(each.timeframe.name)
     wanted = {(symbol, day, name) for _, symbol, day in reports for name in timeframes.get(symbol, [])}
     totals = totals_of_days(connection, wanted)
-    return [_materialization(key, symbol, day, totals.get((symbol, day), {})) for key, symbol, day in reports]
+    ledger = ledger_metadata(connection) if any(key == candles.key for key, _, _ in reports) else {}
+    return [
+        _materialization(key, symbol, day, totals.get((symbol, day), {}), ledger if key == candles.key else {})
+        for key, symbol, day in reports
+    ]
 
 
-def _materialization(key: dg.AssetKey, symbol: str, day: date, totals: dict[str, Totals]) -> dg.AssetMaterialization:
+def _materialization(
+    key: dg.AssetKey, symbol: str, day: date, totals: dict[str, Totals], ledger: dict[str, Any]
+) -> dg.AssetMaterialization:
     rows = sum(each.rows for each in totals.values())
     lasts = [each.last_ms for each in totals.values() if each.last_ms is not None]
     metadata: dict[str, Any] = {
         "dagster/partition_row_count": rows,
         "rows": rows,
         **{f"rows_{name}": each.rows for name, each in totals.items()},
+        **ledger,
     }
     if lasts:
         metadata["last_candle"] = dg.MetadataValue.timestamp(utc(max(lasts)))
