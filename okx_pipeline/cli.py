@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from io import TextIOWrapper
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
@@ -19,7 +20,7 @@ import typer
 from okx_pipeline.errors import ExitStatus, PipelineError, UsageError, command
 
 if TYPE_CHECKING:
-    from okx_pipeline.history.backfill import Plan, Progress, Report
+    from okx_pipeline.history.backfill import Phase, Plan, Progress, Report
     from okx_pipeline.maintenance.upkeep import MonthDone, MonthPlan
     from okx_pipeline.quality.gaps import Wanted as GapsWanted
     from okx_pipeline.quality.gaps_report import GapsReport
@@ -161,7 +162,8 @@ def backfill(
         "corrected": report.total("corrected"),
         "quarantined": report.total("quarantined"),
         "not_served": max(0, plan.estimate.candles - report.rows),
-        "files": sum(file.written for file in report.projected),
+        "files": len(report.written),
+        "files_caught_up": len(report.caught_up),
         "seconds": round(report.seconds, 2),
     }
     for note in sorted(set(report.notes.values())):
@@ -171,9 +173,10 @@ def backfill(
     if as_json:
         _print_json(figures)
     else:
+        more = ", {files_caught_up:,} more for candles of other runs" if report.caught_up else ""
         _print(
             "{new:,} new candles, {corrected:,} corrected, {quarantined:,} quarantined; {requests:,} requests, "
-            "{files:,} Parquet files written, {seconds:g} s".format(**figures)
+            f"{{files:,}} Parquet files written{more}, {{seconds:g}} s".format(**figures)
         )
 
 
@@ -860,7 +863,8 @@ def _judge(
             for day in judge_days(store, docs, days, timeframes=timeframes):
                 judged.append(day)
                 done()
-    docs.build()
+    with _counting(None, "building the pages"):
+        docs.build()
     return judged
 
 
@@ -1003,34 +1007,46 @@ async def _backfill(settings: "Settings", database: "Database", wanted: Wanted) 
 
 @contextmanager
 def _progress() -> Iterator["Progress | None"]:
-    """A progress bar on stderr where a terminal is watching, with candles/s, requests/s and the time left."""
+    """A bar for each phase on stderr where a terminal watches, with share done and time left; rates while fetching."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, rate="")
+        tasks: dict[Phase, TaskID] = {}
+        started = monotonic()
 
-        def update(*, done: int, total: int, rows: int, requests: int) -> None:
-            elapsed = max(bar.tasks[0].elapsed or 0.0, 0.001)
-            rate = f"{rows / elapsed:,.0f} candles/s, {requests / elapsed:.1f} requests/s"
-            bar.update(task, completed=done, total=total, rate=rate)
+        def update(phase: "Phase", *, done: int, total: int, rows: int, requests: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task("", total=None)
+            elapsed = max(monotonic() - started, 0.001)
+            told = {
+                "fetching": f"fetching  {rows / elapsed:,.0f} candles/s, {requests / elapsed:.1f} requests/s",
+                "projecting": f"bringing {total:,} Parquet files up to date",
+                "counting": "bringing the ledger up to date",
+            }
+            # A phase of one step moves without an end in sight until it is done.
+            known = None if (done, total) == (0, 1) else total
+            bar.update(tasks[phase], description=told[phase], completed=done, total=known)
 
         yield update
 
 
 @contextmanager
-def _counting(total: int, what: str) -> "Iterator[Callable[[], None]]":
-    """A progress bar on stderr that is moved on by calling what it gives; where no terminal is watching, nothing."""
+def _counting(total: int | None, what: str) -> "Iterator[Callable[[], None]]":
+    """A progress bar on stderr that is moved on by calling what it gives; nothing where no terminal watches.
+
+    Without a `total` it moves by itself until the work is done.
+    """
     if not sys.stderr.isatty():
         yield lambda: None
         return
@@ -1038,10 +1054,13 @@ def _counting(total: int, what: str) -> "Iterator[Callable[[], None]]":
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn())
+    share = () if total is None else (MofNCompleteColumn(),)
+    columns = (BarColumn(), *share, TextColumn(what), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)
+        if total is None:
+            bar.update(task, total=1, completed=1)
 
 
 def _symbols(text: str | None) -> Sequence[str]:

@@ -334,7 +334,8 @@ def test_a_backfill_run_again_asks_for_nothing(program: Program, exchange: Excha
     exchange.requests.clear()
     again = program(*HOURLY, "--json")
     assert again.stderr == "nothing to fetch\n"
-    nothing = {"requests": 0, "received": 0, "new": 0, "corrected": 0, "quarantined": 0, "not_served": 0, "files": 0}
+    nothing = {"requests": 0, "received": 0, "new": 0, "corrected": 0, "quarantined": 0, "not_served": 0}
+    nothing |= {"files": 0, "files_caught_up": 0}
     assert figures(again) == {**nothing, "seconds": figures(again)["seconds"]}
     assert not exchange.requests
 
@@ -383,21 +384,31 @@ def test_a_backfill_mends_a_file_that_is_damaged_though_it_has_nothing_to_fetch(
 def test_a_backfill_shows_its_progress_where_a_terminal_watches(program: Program, exchange: Exchange) -> None:
     exchange.faults.add([Fault(kind="slow", requests=1000, seconds=0.2)])
     command = ("backfill", "--start", "2026-08-01", "--end", "2026-08-04", "--timeframes", "1m", "--symbols", BTC)
-    watched, terminal = pty.openpty()
-    program.environment |= {"TERM": "xterm", "COLUMNS": "120"}
-    with program.start(*command, stderr=terminal) as process:
-        os.close(terminal)
-        shown = b"".join(iter(lambda: _read(watched), b"")).decode()
-        assert process.wait(120) == 0
-        assert process.stdout is not None
-        assert "4,320 new candles" in process.stdout.read()
-    os.close(watched)
+    told, shown = watch(program, *command)
+    assert "4,320 new candles" in told
     assert "4,320 candles to fetch: 15 requests, at least " in shown
     assert re.search(r"[1-9][\d,]* candles/s, \d+\.\d requests/s", shown)
     assert TIME_LEFT.search(shown)
-    assert "100 %" in shown
+    # Each phase has a bar of its own, so that none stands at its end while the next one works.
+    fetching, files, ledger = (shown.rindex(f"{phase} ") for phase in ("fetching", "Parquet files", "ledger"))
+    assert fetching < files < ledger
+    assert shown[fetching:].count("100 %") == 3
     unwatched = done(program(*command, "--refetch"))
     assert unwatched.stderr.count("\n") == 1
+
+
+def watch(program: Program, *arguments: str) -> tuple[str, str]:
+    """What a command that succeeds says on stdout, and what it shows on the terminal that is its stderr."""
+    watched, terminal = pty.openpty()
+    program.environment |= {"TERM": "xterm", "COLUMNS": "120"}
+    with program.start(*arguments, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b"".join(iter(lambda: _read(watched), b"")).decode()
+        assert process.wait(WITHIN_S) == 0, shown
+        assert process.stdout is not None
+        told = process.stdout.read()
+    os.close(watched)
+    return told, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
 def _read(terminal: int) -> bytes:
@@ -839,7 +850,9 @@ def test_the_status_is_not_healthy_when_candles_are_missing_for_more_than_a_day(
 
 
 def test_a_clean_store_passes_and_the_report_is_where_it_says(collected: Program) -> None:
-    judged = figures(collected("validate", *DAYS, "--json"))
+    told, shown = watch(collected, "validate", *DAYS, "--json")
+    assert shown.rindex("2/2 days") < shown.rindex("building the pages")
+    judged = json.loads(told)
     assert (judged["days"], judged["series_days"], judged["errors"]) == (2, 2, 0)
     # Of every check, of both stores.
     assert judged["verdicts"] == 2 * 7 * 2

@@ -7,13 +7,13 @@ landed rows and its marks behind, so that the next one asks for what is missing 
 import asyncio
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from okx_pipeline.candles import Candle, Refused, Source
 from okx_pipeline.errors import PipelineError
@@ -56,10 +56,18 @@ _MONTH: Final = parse_timeframe("1mo")
 T = TypeVar("T")
 
 
-class Progress(Protocol):
-    """Told how far a backfill is; `done` and `total` are windows, `rows` candles received, `requests` those sent."""
+Phase = Literal["fetching", "projecting", "counting"]
+"""What a backfill does, in this order: candles from OKX, the months' Parquet files, the ledger."""
 
-    def __call__(self, *, done: int, total: int, rows: int, requests: int) -> None: ...
+
+class Progress(Protocol):
+    """Called as a backfill goes on, from one thread at a time.
+
+    `done` of `total` are windows while fetching and files while projecting. The ledger is one step. `rows` are candles
+    received, `requests` those sent.
+    """
+
+    def __call__(self, phase: Phase, *, done: int, total: int, rows: int, requests: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,7 @@ class Report:
     notes
         Why spans asked for nothing.
     projected
-        The Parquet files that were looked after.
+        The Parquet files that were looked at, written or not.
     detached
         Months whose candles could not land, as their partition is detached.
     """
@@ -126,6 +134,23 @@ class Report:
             for day, done in self.days.items()
             if done.asked
         }
+
+    @property
+    def written(self) -> list[Projected]:
+        """The files written because the run landed candles of their month, or because they were damaged."""
+        return [file for file in self.projected if file.written and (file.damage or self._changed(file.month))]
+
+    @property
+    def caught_up(self) -> list[Projected]:
+        """The files written only because others had landed candles: the stream, another run, one that was killed."""
+        return [file for file in self.projected if file.written and not (file.damage or self._changed(file.month))]
+
+    def _changed(self, month: SeriesMonth) -> bool:
+        return any(
+            done.inserted or done.corrected
+            for day, done in self.days.items()
+            if SeriesMonth(day.symbol, day.timeframe, day.day.replace(day=1)) == month
+        )
 
     def total(self, attribute: str) -> int:
         """Sum of a `DayReport` attribute over all days."""
@@ -320,33 +345,41 @@ class Backfill:
         started = monotonic()
         report = Report(notes=dict(plan.notes))
         wanted = await asyncio.to_thread(self._that_can_land, plan, report)
+
+        def tell(phase: Phase, done: int, total: int) -> None:
+            if progress is not None:
+                progress(phase, done=done, total=total, rows=report.rows, requests=report.requests)
+
         try:
+            if plan.windows:
+                tell("fetching", 0, len(plan.windows))
             # Each endpoint has a budget of its own, and neither waits for the other's.
             async with asyncio.TaskGroup() as group:
                 for endpoint in (protocol.CANDLES, protocol.HISTORY_CANDLES):
                     windows = [each for each in wanted if each[1].endpoint == endpoint]
                     if windows:
-                        group.create_task(self._fetch(windows, report, plan, progress))
+                        group.create_task(self._fetch(windows, report, plan, tell))
         except BaseExceptionGroup as problems:
             raise problems.exceptions[0] from None
         finally:
             try:
-                report.projected = await asyncio.to_thread(self.store.project, sorted(plan.months))
+                project = partial(tell, "projecting")
+                report.projected = await asyncio.to_thread(self.store.project, sorted(plan.months), project)
             finally:
+                tell("counting", 0, 1)
                 await asyncio.to_thread(self.store.account, self.clock.carried_ms(), report.reads(plan.now_ms))
+                tell("counting", 1, 1)
                 report.seconds = monotonic() - started
         return report
 
     async def _fetch(
-        self, windows: Sequence[tuple[str, Window]], report: Report, plan: Plan, progress: Progress | None
+        self, windows: Sequence[tuple[str, Window]], report: Report, plan: Plan, tell: Callable[[Phase, int, int], None]
     ) -> None:
         noted_s = monotonic()
         async with fetch_windows(self.client, windows, concurrency=CONCURRENCY) as results:
             async for result in results:
                 await self._land(result, report)
-                if progress is not None:
-                    total = len(plan.windows)
-                    progress(done=report.windows_done, total=total, rows=report.rows, requests=report.requests)
+                tell("fetching", report.windows_done, len(plan.windows))
                 if monotonic() - noted_s > NOTE_EVERY_S:
                     async with self._landing:
                         reads = report.reads(plan.now_ms)

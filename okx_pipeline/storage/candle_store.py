@@ -17,7 +17,7 @@ from okx_pipeline.storage.database import Connection, Database, one, snapshot, t
 from okx_pipeline.storage.gaps import Gap, Reason, Verdict
 from okx_pipeline.storage.landing import ArchivedError, Landed, SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
-from okx_pipeline.storage.projection import Projected
+from okx_pipeline.storage.projection import Done, Projected
 from okx_pipeline.timeframes import Timeframe, month_of
 
 _HAVE: Final[LiteralString] = """
@@ -240,8 +240,13 @@ class CandleStore:
             found = self.connection.execute(_CLOSES, (symbol, timeframe.name, start_ms, end_ms))
             return [row[0] for row in found]
 
-    def project(self, months: Iterable[SeriesMonth]) -> list[Projected]:
+    def project(self, months: Iterable[SeriesMonth], told: Done = lambda done, total: None) -> list[Projected]:
         """Bring the files of `months` up to date, and any others in which landings wait to be projected.
+
+        Parameters
+        ----------
+        told
+            Called after each month.
 
         Raises
         ------
@@ -250,7 +255,7 @@ class CandleStore:
         """
         with translated(self.place):
             wanted = dict.fromkeys([*months, *projection.pending_months(self.connection)])
-            return projection.project(self.connection, self.files, wanted)
+            return projection.project(self.connection, self.files, wanted, told)
 
     def account(self, now_ms: int, reads: Mapping[SeriesDay, Read] = MappingProxyType({})) -> None:
         """Bring the coverage ledger up to date, and note what REST was asked of whole days.

@@ -295,9 +295,9 @@ class MirroredStore(CandleStore):
         save_offsets(self.connection, {_name(series): through_ms for series, through_ms in offsets.items()})
         self.model.save_offsets(offsets)
 
-    def project(self, months: Iterable[SeriesMonth] = ()) -> list[Any]:
+    def project(self, months: Iterable[SeriesMonth] = (), *told: Any) -> list[Any]:
         assert set(pending_months(self.connection)) == self.model.waiting - self.model.archived
-        done = super().project(months)
+        done = super().project(months, *told)
         self.model.project()
         assert pending_months(self.connection) == []
         for month, rows in self.model.files.items():

@@ -14,10 +14,12 @@ from typing import TypeVar
 import httpx
 import pytest
 
+from okx_pipeline.candles import Source
 from okx_pipeline.errors import PipelineError, UsageError
 from okx_pipeline.exchange.errors import UnknownSymbolError
+from okx_pipeline.exchange.protocol import CANDLES
 from okx_pipeline.history import backfill as backfill_module
-from okx_pipeline.history.backfill import Backfill, Report
+from okx_pipeline.history.backfill import Backfill, Phase, Report
 from okx_pipeline.history.daily import DaysLanded, land_days
 from okx_pipeline.history.plan import Span, days_of_range
 from okx_pipeline.quality.daily import mend_days
@@ -101,8 +103,8 @@ def test_a_run_that_was_cut_off_asks_only_for_what_is_missing(
     async def cut_off(filling: Backfill) -> None:
         plan = await filling.plan(spans(), only_missing=True)
 
-        def stop(*, done: int, total: int, rows: int, requests: int) -> None:
-            if done == 2:
+        def stop(phase: Phase, *, done: int, total: int, rows: int, requests: int) -> None:
+            if phase == "fetching" and done == 2:
                 raise PipelineError("cut off")
 
         await filling.run(plan, progress=stop)
@@ -118,6 +120,24 @@ def test_a_run_that_was_cut_off_asks_only_for_what_is_missing(
     assert pending == 0, "what landed before the cut is projected"
     assert report.rows == missing_before
     assert count(database) == 4 * (288 + 24)
+
+
+def test_files_that_others_landings_waited_for_are_not_counted_as_its_own(
+    exchange: Exchange, settings: Settings, database: Database
+) -> None:
+    first = fill(settings, database)
+    assert [len(files) for files in (first.written, first.caught_up)] == [2, 0]
+
+    async def land_without_projecting(filling: Backfill) -> None:
+        # In a month of the backfill's own, and in one that it was not asked for.
+        for symbol in (BTC, "ETH-USDT-SWAP"):
+            page, _ = await filling.client.candles_page(CANDLES, symbol, parse_timeframe("1h"), NOW - 3_600_000, 1)
+            assert filling.store.land(page.candles, source=Source.WEBSOCKET).changes
+
+    with_backfill(settings, database, land_without_projecting)
+    again = fill(settings, database)
+    assert (again.requests, len(again.projected)) == (0, 3)
+    assert [len(files) for files in (again.written, again.caught_up)] == [0, 2]
 
 
 def test_asked_to_it_reads_what_is_there_anew_and_corrects_it(
@@ -290,7 +310,9 @@ def test_what_a_run_has_read_is_in_the_ledger_while_it_goes_on(
     monkeypatch.setattr("okx_pipeline.history.backfill.NOTE_EVERY_S", 0.0)
     read_by_then = []
 
-    def look(*, done: int, **_: int) -> None:
+    def look(phase: Phase, *, done: int, **_: int) -> None:
+        if phase != "fetching" or not done:
+            return
         with database.connect() as connection:
             read_by_then.append(one(connection, "SELECT count(*) FROM trading.coverage WHERE read_at IS NOT NULL"))
 
