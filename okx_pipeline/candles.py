@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from okx_pipeline.errors import UsageError
-from okx_pipeline.timeframes import Timeframe
+from okx_pipeline.timeframes import Timeframe, iso
 
 INTEGER_DIGITS: Final = 20
 FRACTION_DIGITS: Final = 18
@@ -189,9 +189,9 @@ def canonical(text: str) -> str:
 def impossibility(timeframe: Timeframe, candle: Candle) -> str | None:
     """What about the canonical `candle` no market can have, or None if nothing is."""
     if not timeframe.is_boundary(candle.timestamp_ms):
-        return f"timestamp_ms {candle.timestamp_ms} is not the open time of a {timeframe} candle"
+        return f"{iso(candle.timestamp_ms)} is not the open time of a {timeframe} candle"
     if candle.timestamp_ms < 0:
-        return f"timestamp_ms {candle.timestamp_ms} lies before 1970"
+        return f"{iso(candle.timestamp_ms)} lies before 1970"
     open_price, high_price, low_price, close_price = candle[3:7]
     if "0" in (open_price, high_price, low_price, close_price):
         return "a price is zero"

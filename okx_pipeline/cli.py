@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +17,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from okx_pipeline.errors import ExitStatus, PipelineError, UsageError, command
+from okx_pipeline.errors import PROGRAM, ExitStatus, PipelineError, UsageError, command
 
 if TYPE_CHECKING:
     from okx_pipeline.history.backfill import Phase, Plan, Progress, Report
@@ -35,11 +37,33 @@ if TYPE_CHECKING:
 
     Ledger = Mapping[tuple[str, str], SeriesLedger]
 
+
+class _Commands(TyperGroup):
+    """The commands; help shows a flag, theirs or the program's, without the type of a value that it does not take."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return [_as_flag(option) for option in super().get_params(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            for option in command.get_params(ctx):
+                _as_flag(option)
+        return command
+
+
+def _as_flag(option: Any) -> Any:
+    if getattr(option, "is_flag", False):
+        option.metavar = ""
+    return option
+
+
 app: Final = typer.Typer(
-    name="okx-pipeline",
+    name=PROGRAM,
     help="OKX candles you can trust, in PostgreSQL and Parquet.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    cls=_Commands,
 )
 
 _FINDINGS_SHOWN: Final = 20
@@ -97,6 +121,32 @@ def main() -> NoReturn:
     sys.exit(int(status or 0))
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        from okx_pipeline.storage.migrations import known_migrations
+
+        schema = known_migrations()[-1].partition(".")[0]
+        _print(f"{PROGRAM} {version(PROGRAM)}, schema {schema}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="The version, the newest database schema it knows, and the Python that runs it.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def up(
     port: Port = 3000,
@@ -104,7 +154,9 @@ def up(
         str | None,
         typer.Option(metavar="SOURCE", help="A stand-in for OKX: a folder of recordings, or `synthetic`."),
     ] = None,
-    now: Annotated[str | None, typer.Option(help="With --replay: where its time starts, as 2026-08-22T00:00Z.")] = None,
+    now: Annotated[
+        str | None, typer.Option(metavar="MOMENT", help="With --replay: where its time starts, as 2026-08-22T00:00Z.")
+    ] = None,
     speed: Annotated[
         float | None, typer.Option(min=0, help="With --replay: its time, so many times the wall's.")
     ] = None,
@@ -608,7 +660,9 @@ def _of_expected(held: "SeriesLedger | None", *, fetched: bool) -> str:
 def replay(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder of Parquet recordings, or `synthetic`.")],
     port: Port = 8090,
-    now: Annotated[str | None, typer.Option(help="Where its time starts, as 2026-08-22T00:00Z.")] = None,
+    now: Annotated[
+        str | None, typer.Option(metavar="MOMENT", help="Where its time starts, as 2026-08-22T00:00Z.")
+    ] = None,
     speed: Annotated[float, typer.Option(min=0, help="Its time, so many times the wall's; 0 stands still.")] = 1.0,
     symbols: Annotated[int, typer.Option(min=1, help="Instruments of a synthetic market.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of a synthetic market.")] = 7,

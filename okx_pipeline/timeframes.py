@@ -189,6 +189,19 @@ def utc(ms: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
 
 
+def iso(ms: int) -> str:
+    """The moment `ms` as a user writes it, ``2026-08-22T00:00Z``; with seconds and milliseconds where it has some.
+
+    A number that no calendar has stays a number.
+    """
+    try:
+        moment = utc(ms).replace(tzinfo=None)
+    except OverflowError:
+        return f"{ms:d} ms"
+    exactness = "milliseconds" if ms % SECOND_MS else "seconds" if ms % MINUTE_MS else "minutes"
+    return f"{moment.isoformat(timespec=exactness)}Z"
+
+
 def _next_month(first: date) -> date:
     return first.replace(year=first.year + 1, month=1) if first.month == 12 else first.replace(month=first.month + 1)
 

@@ -70,7 +70,8 @@ def candle(**changes: object) -> Candle:
         ({"high_price": "11", "close_price": "11.000000000000000001"},
          "high_price 11 is below close_price 11.000000000000000001"),
         ({"low_price": "0"}, "a price is zero"),
-        ({"timestamp_ms": 1785542400001}, "timestamp_ms 1785542400001 is not the open time of a 1m candle"),
+        ({"timestamp_ms": -60_000}, "1969-12-31T23:59Z lies before 1970"),
+        ({"timestamp_ms": 1785542400001}, "2026-08-01T00:00:00.001Z is not the open time of a 1m candle"),
     ],
 )  # fmt: skip
 def test_what_no_market_can_have_is_said_in_words(changes: dict[str, object], reason: str | None) -> None:

@@ -113,6 +113,19 @@ def test_no_message_writes_out_a_command_that_the_user_may_have_to_type_otherwis
 
 
 @modules
+def test_a_moment_in_a_message_is_written_out(module: Path) -> None:
+    # timeframes.iso() writes it as users do; raw milliseconds are for programs.
+    raw = [
+        ast.unparse(value.value)
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.JoinedStr)
+        for value in node.values
+        if isinstance(value, ast.FormattedValue) and value.format_spec is None
+    ]
+    assert not [name for name in raw if re.search(r"_ms$|opens\[\d+\]$", name)]
+
+
+@modules
 def test_every_module_says_what_belongs_in_it(module: Path) -> None:
     assert ast.get_docstring(ast.parse(module.read_text()))
 

@@ -13,6 +13,7 @@ from okx_pipeline.timeframes import (
     Timeframe,
     day_ms,
     day_of,
+    iso,
     month_bounds,
     month_of,
     parse_timeframe,
@@ -104,3 +105,18 @@ def test_the_minute_and_the_month_are_not_taken_for_each_other() -> None:
 
 def test_a_list_is_sorted_and_each_is_named_once() -> None:
     assert [str(timeframe) for timeframe in parse_timeframes("1d,5m, 1H,5m")] == ["5m", "1h", "1d"]
+
+
+@pytest.mark.parametrize(
+    ("ms", "written"),
+    [
+        (1787356800000, "2026-08-22T00:00Z"),
+        (1787356860000, "2026-08-22T00:01Z"),
+        (1787356861000, "2026-08-22T00:01:01Z"),
+        (1787356861007, "2026-08-22T00:01:01.007Z"),
+        (-1, "1969-12-31T23:59:59.999Z"),
+        (10**18, "1000000000000000000 ms"),
+    ],
+)
+def test_a_moment_is_written_as_users_write_it(ms: int, written: str) -> None:
+    assert iso(ms) == written

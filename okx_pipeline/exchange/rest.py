@@ -44,7 +44,7 @@ from okx_pipeline.exchange.messages import (
 )
 from okx_pipeline.exchange.network import USER_AGENT, mistrust, reason, trust
 from okx_pipeline.exchange.protocol import Endpoint
-from okx_pipeline.timeframes import Timeframe
+from okx_pipeline.timeframes import Timeframe, iso
 
 MOST_BODY_BYTES: Final = 8 * 1024 * 1024
 """Longest body that is read, before and after decompression; 300 rows are 30 kB, all swaps some 600 kB."""
@@ -185,8 +185,8 @@ class RestClient:
             fault = _fault_of(page, after_ms)
             if fault is not None:
                 raise GarbledError(
-                    f"{self._host} answered a request for {symbol} {timeframe} candles before {after_ms} with {fault}; "
-                    "try again later"
+                    f"{self._host} answered a request for {symbol} {timeframe} candles before {iso(after_ms)} "
+                    f"with {fault}; try again later"
                 )
             return ServedPage(page, answer.sent_at)
 
@@ -343,7 +343,7 @@ def _fault_of(page: Page, after_ms: int) -> str | None:
     if page.rows and not page.opens:
         return "rows that cannot be read"
     if page.opens and page.opens[0] >= after_ms:
-        return f"one that opens at {page.opens[0]}"
+        return f"one that opens at {iso(page.opens[0])}"
     if any(newer <= older for newer, older in pairwise(page.opens)):
         return "rows that are not newest first"
     return None

@@ -17,7 +17,7 @@ from okx_pipeline.exchange import protocol
 from okx_pipeline.exchange.errors import ExchangeError
 from okx_pipeline.exchange.protocol import Endpoint
 from okx_pipeline.exchange.rest import RestClient
-from okx_pipeline.timeframes import Timeframe
+from okx_pipeline.timeframes import Timeframe, iso
 
 DEPTH_MARGIN: Final = 60
 """Of the candles that `candles` serves, this many of the oldest are not counted on: they fall out while a run lasts."""
@@ -129,8 +129,8 @@ async def fetch_window(client: RestClient, symbol: str, window: Window) -> Windo
     while cursor_ms > window.start_ms:
         if requests == most_requests:
             raise ExchangeError(
-                f"OKX answers the {window.timeframe} candles of {symbol} before {cursor_ms} in pages that do not end; "
-                "try again later"
+                f"OKX answers the {window.timeframe} candles of {symbol} before {iso(cursor_ms)} in pages "
+                "that do not end; try again later"
             )
         page, sent_at = await client.candles_page(endpoint, symbol, window.timeframe, cursor_ms)
         requests += 1

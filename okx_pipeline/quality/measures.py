@@ -29,7 +29,7 @@ from okx_pipeline.storage.quality_rows import (
     Parity,
     SeriesKey,
 )
-from okx_pipeline.timeframes import MINUTE_MS, WEEK_MS, parse_timeframe
+from okx_pipeline.timeframes import MINUTE_MS, WEEK_MS, iso, parse_timeframe
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -172,7 +172,7 @@ def _told_by_series(mismatches: Iterable[DayMismatch]) -> defaultdict[tuple[Seri
     lists: defaultdict[tuple[SeriesKey, bool], list[str]] = defaultdict(list)
     for each in mismatches:
         lists[(each.symbol, each.timeframe), each.is_exchanges].append(
-            f"{each.column} of {each.timestamp_ms} is {each.value}, {each.against} candles give {each.summed}"
+            f"{each.column} of {iso(each.timestamp_ms)} is {each.value}, {each.against} candles give {each.summed}"
         )
     told: defaultdict[tuple[SeriesKey, bool], str | None] = defaultdict(lambda: None)
     for key, found in lists.items():

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from okx_pipeline.errors import UsageError
+from okx_pipeline.timeframes import iso
 
 
 class ExchangeClock:
@@ -51,9 +52,8 @@ class ExchangeClock:
         if speed is not None and not 0 <= speed < float("inf"):
             raise UsageError(f"the exchange's clock cannot run at speed {speed}; give a number from 0 up")
         if now_ms is not None and not 0 <= now_ms <= self._wall_ms():
-            raise UsageError(
-                f"the exchange's clock cannot stand at {now_ms} ms: that lies in the future or before 1970"
-            )
+            where = "before 1970" if now_ms < 0 else "in the future"
+            raise UsageError(f"the exchange's clock cannot stand at {iso(now_ms)}: that lies {where}")
         start_ms = self.now_ms() if now_ms is None else now_ms
         self._speed: float = self._speed if speed is None else speed
         self._start_ms = start_ms

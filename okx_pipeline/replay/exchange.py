@@ -23,7 +23,7 @@ from okx_pipeline.replay.corrections import Correction, Corrections
 from okx_pipeline.replay.faults import Fault, Faults
 from okx_pipeline.replay.limits import SlidingWindow
 from okx_pipeline.replay.market import Market, Row
-from okx_pipeline.timeframes import DAY_MS, Timeframe, parse_timeframe
+from okx_pipeline.timeframes import DAY_MS, Timeframe, iso, parse_timeframe
 
 _DEFAULT_BAR: Final = "1m"
 _DEFAULT_LIMIT: Final = 100
@@ -235,7 +235,7 @@ class Exchange:
         timeframe = parse_timeframe(correction.timeframe)
         at_ms = correction.timestamp_ms
         if not self.truth(correction.symbol, timeframe, at_ms, at_ms + 1):
-            raise UsageError(f"{correction.symbol} has no confirmed {timeframe} candle that opens at {at_ms}")
+            raise UsageError(f"{correction.symbol} has no confirmed {timeframe} candle that opens at {iso(at_ms)}")
         self.corrections.add(correction)
 
     def _unconfirmed(self, symbol: str, bar: Bar, from_ms: int, now_ms: int) -> list[Row]:

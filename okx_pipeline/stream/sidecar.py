@@ -42,7 +42,7 @@ from okx_pipeline.stream.counters import Counters, Figures
 from okx_pipeline.stream.lander import Batch, Lander
 from okx_pipeline.stream.series import SeriesProgress
 from okx_pipeline.stream.watch import Watch
-from okx_pipeline.timeframes import DAY_MS, day_ms, parse_timeframe
+from okx_pipeline.timeframes import DAY_MS, day_ms, iso, parse_timeframe
 
 if TYPE_CHECKING:
     from okx_pipeline.stream.metrics import Metrics
@@ -277,7 +277,7 @@ class Sidecar:
             return
         now_ms = self._clock.carried_ms()
         if self._is_early(series.timeframe.close_of(candle.timestamp_ms), now_ms):
-            self._tell_early("confirmed before its close", f"{series}: {candle.timestamp_ms}")
+            self._tell_early("confirmed before its close", f"{series}: {iso(candle.timestamp_ms)}")
             return
         if candle == self._confirmed.get(series):
             self.counters.count("duplicate rows")
@@ -288,7 +288,7 @@ class Sidecar:
             progress.queued(candle.timestamp_ms)
             self.counters.count("confirmed")
         else:
-            self.counters.wrong("no room to wait", f"{series}: {candle.timestamp_ms} will be asked for again")
+            self.counters.wrong("no room to wait", f"{series}: {iso(candle.timestamp_ms)} will be fetched again")
 
     def _is_early(self, moment_ms: int, now_ms: int) -> bool:
         if moment_ms <= now_ms + EARLY_MS * max(1.0, self._clock.speed):
@@ -322,7 +322,7 @@ class Sidecar:
         # An answer of REST's is in dispute where a frame landed after the request was sent: it is asked for anew.
         what = "frame differs from what is stored" if batch.source is Source.WEBSOCKET else "answer was overtaken"
         for symbol, name, open_ms in landed.disputed:
-            self.counters.wrong(what, f"{symbol} {name} {open_ms}: REST decides")
+            self.counters.wrong(what, f"{symbol} {name} {iso(open_ms)}: REST decides")
             self._disputed[Series(symbol, parse_timeframe(name)), open_ms] = monotonic() + DISPUTE_AFTER_S
 
     # Catching up: whatever is missing comes from REST, the most stale series first.
