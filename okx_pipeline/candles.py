@@ -5,9 +5,11 @@ an exchange, a database or a file.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
 from okx_pipeline.errors import UsageError
@@ -127,6 +129,14 @@ def parse_symbol(text: str) -> str:
 def parse_symbols(text: str) -> tuple[str, ...]:
     """The symbols of a comma-separated list, each once, in the order written."""
     return tuple(dict.fromkeys(parse_symbol(part) for part in text.split(",") if part.strip()))
+
+
+def symbols_like(pattern: str, symbols: Iterable[str]) -> list[str]:
+    """Those of `symbols` that hold `pattern`, or match all of it where it has wildcards, in any case of letters."""
+    wanted = pattern.strip().upper()
+    if not set(wanted) & set("*?["):
+        wanted = f"*{wanted}*"
+    return [symbol for symbol in symbols if fnmatchcase(symbol.upper(), wanted)]
 
 
 _NUMBER: Final = rf"(?:0|[1-9]\d{{0,{INTEGER_DIGITS - 1}}})(?:\.\d{{0,{FRACTION_DIGITS - 1}}}[1-9])?"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from okx_pipeline.quality.verdicts import DayJudged
     from okx_pipeline.settings import Settings
     from okx_pipeline.storage.database import Connection, Database
+    from okx_pipeline.storage.instruments import ListedSymbol
     from okx_pipeline.storage.overview import SeriesLedger, SeriesOverview, StoreOverview
     from okx_pipeline.storage.parquet import SeriesMonth
     from okx_pipeline.storage.subscriptions import Subscription
@@ -792,6 +793,34 @@ def subscriptions(as_json: Json = False) -> None:
     _print_subscriptions(found, as_json)
 
 
+@app.command("symbols")
+def list_symbols(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="PATTERN", help="As btc, or *USDT-SWAP with wildcards, in any case; default: all."),
+    ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Ask OKX for its listing first, also where one is recorded.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What OKX lists, and what of it is subscribed or held. In an archived month it tells the day, not the candle."""
+    from okx_pipeline.candles import symbols_like
+    from okx_pipeline.storage.instruments import is_listing_recorded, symbols
+
+    settings = _settings()
+    with _database(settings) as database, database.connect() as connection:
+        asked = refresh or not is_listing_recorded(connection)
+        if asked:
+            asyncio.run(_record_listing(settings, database))
+        known = symbols(connection)
+    named = set(symbols_like(pattern or "", (each.symbol for each in known)))
+    if not named:
+        elsewhere = "" if asked else f"; ask OKX for a newer listing with: {command('symbols --refresh')}"
+        raise UsageError(f"none of {len(known):,} symbols matches {pattern!r}{elsewhere}")
+    _print_symbols([each for each in known if each.symbol in named], as_json)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
     """PostgreSQL's own terminal on the store; every further argument is psql's."""
@@ -1017,6 +1046,35 @@ def _print_subscriptions(found: "Sequence[Subscription]", as_json: bool) -> None
     for each in found:
         until = "" if each.until_ms is None else f" until {utc(each.until_ms):%Y-%m-%d %H:%M} UTC"
         _print(f"{each.symbol:<20} {each.timeframe!s:>4}  since {utc(each.since_ms):%Y-%m-%d}{until}")
+
+
+async def _record_listing(settings: "Settings", database: "Database") -> None:
+    from okx_pipeline.history.backfill import Backfill
+
+    async with Backfill.opened(settings, database) as exchange:
+        # It is tried less often than the listing: where nobody answers, it fails within seconds.
+        await exchange.clock.now_ms()
+        listing = await exchange.record_listing()
+    _tell(f"OKX lists {listing.listed:,} symbols: {listing.added:,} new or changed, {listing.delisted:,} gone")
+
+
+def _print_symbols(found: "Sequence[ListedSymbol]", as_json: bool) -> None:
+    from okx_pipeline.timeframes import utc
+
+    if as_json:
+        lengths = ("subscribed", "held")
+        _print_json(
+            [{**asdict(each), **{name: [*map(str, getattr(each, name))] for name in lengths}} for each in found]
+        )
+        return
+    _print(f"{'symbol':<20} {'type':<8} {'state':<9} {'subscribed':<20} held")
+    for each in found:
+        held = ""
+        if each.first_ms is not None and each.last_ms is not None:
+            held = f"{utc(each.first_ms):%Y-%m-%d %H:%M} to {utc(each.last_ms):%Y-%m-%d %H:%M} UTC"
+        subscribed = ",".join(map(str, each.subscribed))
+        row = f"{each.symbol:<20} {each.type or '-':<8} {each.state or '-':<9} {subscribed or '-':<20} {held or '-'}"
+        _print(row)
 
 
 @dataclass(frozen=True, slots=True)

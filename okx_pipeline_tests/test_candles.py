@@ -14,6 +14,7 @@ from okx_pipeline.candles import (
     impossibility,
     parse_symbol,
     sound_candle,
+    symbols_like,
 )
 from okx_pipeline.errors import UsageError
 from okx_pipeline.timeframes import parse_timeframe
@@ -117,3 +118,19 @@ def test_an_ordinary_candle_is_plain_at_a_glance_and_two_numbers_of_one_double_a
     assert sound_candle("BTC-USDT", MINUTE, 0, ["10.5", "12", "10.5", "12", "0", "0", "0"]) is not None
     low, high = "9007199254740993", "9007199254740992"
     assert sound_candle("BTC-USDT", MINUTE, 0, [low, high, low, low, "0", "0", "0"]) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("", ["BTC-USDT", "BTC-USDT-SWAP", "ETH-USD-SWAP"]),
+        ("btc", ["BTC-USDT", "BTC-USDT-SWAP"]),
+        ("USD-swap", ["ETH-USD-SWAP"]),
+        ("*usdt", ["BTC-USDT"]),
+        ("???-USD?", ["BTC-USDT"]),
+        ("[eb]*swap", ["BTC-USDT-SWAP", "ETH-USD-SWAP"]),
+        ("doge", []),
+    ],
+)
+def test_symbols_are_found_by_a_part_or_by_wildcards(pattern: str, found: list[str]) -> None:
+    assert symbols_like(pattern, ["BTC-USDT", "BTC-USDT-SWAP", "ETH-USD-SWAP"]) == found

@@ -606,6 +606,41 @@ def test_a_first_day_that_is_not_taken_is_told_and_taken_after_unsubscribing(pro
     assert figures(program("status", "--json"))["missing"] == 12 * 24
 
 
+def test_symbols_are_listed_with_what_is_subscribed_and_held_of_them(
+    program: Program, database: Database, exchange: Exchange
+) -> None:
+    # Nothing is recorded yet, so that OKX is asked, once.
+    first = program("symbols", "--json")
+    everything = figures(first)
+    assert first.stderr == f"OKX lists {len(everything)} symbols: {len(everything)} new or changed, 0 gone\n"
+    assert [each["symbol"] for each in everything] == sorted(each["symbol"] for each in everything)
+    want(database, FIRST_MS, "ETH-USDT-SWAP")
+    done(program(*HOURLY))
+    exchange.requests.clear()
+    [btc] = figures(program("symbols", BTC.lower(), "--json", OKX_REST_URL=NOBODY))
+    assert btc == {
+        "symbol": BTC,
+        "type": "SWAP",
+        "state": "live",
+        "listed_ms": btc["listed_ms"],
+        "expires_ms": None,
+        "subscribed": [],
+        "held": ["1h"],
+        "first_ms": FIRST_MS,
+        "last_ms": FIRST_MS + (ROWS - 1) * HOUR_MS,
+    }
+    shown = done(program("symbols", "*usdt-SWAP")).stdout.splitlines()
+    assert len(shown) == 1 + sum(each["symbol"].endswith("USDT-SWAP") for each in everything)
+    assert f"{BTC}        SWAP     live      -                    2026-08-10 00:00 to 2026-08-11 23:00 UTC" in shown
+    assert "ETH-USDT-SWAP        SWAP     live      1h                   -" in shown
+    unknown = (
+        f"none of {len(everything)} symbols matches 'SWOP'; ask OKX for a newer listing with: okx-pipeline symbols"
+    )
+    refused(program("symbols", "SWOP"), 2, unknown)
+    refused(program("symbols", "--refresh", OKX_REST_URL=NOBODY), 1, "cannot reach OKX at 127.0.0.1:9")
+    assert done(program("symbols", "--refresh")).stderr.endswith(" symbols: 0 new or changed, 0 gone\n")
+
+
 # Completeness
 
 FIRST_MS = day_ms(date(2026, 8, 10))

@@ -1,13 +1,15 @@
-"""Instruments in PostgreSQL: versions of their rules as OKX listed them, never deleted, and when each was listed."""
+"""Instruments in PostgreSQL: versions of their rules as OKX listed them, never deleted, and what is held of each."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from operator import attrgetter
+from typing import Any, Final, LiteralString
 
 from psycopg import sql
 
 from okx_pipeline.exchange.messages import Instrument
-from okx_pipeline.storage.database import Connection
+from okx_pipeline.storage.database import Connection, one
+from okx_pipeline.timeframes import Timeframe, parse_timeframe
 
 _RULES: Final = (
     "instrument_type",
@@ -57,6 +59,73 @@ WHERE known.state <> 'delisted' AND NOT EXISTS (SELECT FROM pg_temp.listing WHER
     known_columns=sql.SQL(", ").join(sql.Identifier("known", name) for name in ("symbol", *_RULES[:-1])),
 )
 
+# The first and last candle of 5,000 series in 80 partitions take a quarter of a second. An archived month has its rows
+# in files alone, and the ledger knows their days.
+_SYMBOLS: Final[LiteralString] = """
+WITH series AS (
+    SELECT symbol, timeframe FROM trading.subscriptions WHERE until_ms IS NULL
+    UNION SELECT symbol, timeframe FROM trading.wanted_ranges
+    UNION SELECT symbol, timeframe FROM trading.candle_months
+), archived AS (
+    SELECT symbol, timeframe, min(month) AS first_month, max(month) AS last_month
+    FROM trading.candle_months WHERE state = 'archived' GROUP BY symbol, timeframe
+), held AS (
+    SELECT series.symbol, series.timeframe,
+           least(live.first_ms, trading.ms(days.first_day::timestamp AT TIME ZONE 'UTC')) AS first_ms,
+           greatest(live.last_ms, trading.ms(days.last_day::timestamp AT TIME ZONE 'UTC')) AS last_ms
+    FROM series
+    CROSS JOIN LATERAL (
+        SELECT min(timestamp_ms) AS first_ms, max(timestamp_ms) AS last_ms
+        FROM trading.candlesticks AS candle
+        WHERE candle.symbol = series.symbol AND candle.timeframe = series.timeframe
+    ) AS live
+    LEFT JOIN archived ON archived.symbol = series.symbol AND archived.timeframe = series.timeframe
+    LEFT JOIN LATERAL (
+        SELECT min(day) AS first_day, max(day) AS last_day FROM trading.coverage AS counted
+        WHERE counted.symbol = archived.symbol AND counted.timeframe = archived.timeframe AND present > 0
+          AND day >= archived.first_month AND day < archived.last_month + interval '1 month'
+    ) AS days ON true
+), by_symbol AS (
+    SELECT held.symbol, array_agg(held.timeframe) FILTER (WHERE wanted.symbol IS NOT NULL) AS subscribed,
+           array_agg(held.timeframe) FILTER (WHERE first_ms IS NOT NULL) AS held,
+           min(first_ms) AS first_ms, max(last_ms) AS last_ms
+    FROM held
+    LEFT JOIN trading.subscriptions AS wanted
+        ON wanted.symbol = held.symbol AND wanted.timeframe = held.timeframe AND wanted.until_ms IS NULL
+    GROUP BY held.symbol
+)
+SELECT symbol, listed.instrument_type, listed.state, listed.listed_ms, listed.expires_ms,
+       coalesce(subscribed, '{}'), coalesce(held, '{}'), first_ms, last_ms
+FROM trading.current_instruments AS listed FULL JOIN by_symbol USING (symbol)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSymbol:
+    """A symbol that OKX lists or listed, or of which something is subscribed or held.
+
+    Parameters
+    ----------
+    type, state
+        As OKX says, `state` also ``delisted``; None for a symbol that no recorded listing names.
+    listed_ms, expires_ms
+        When it trades, where known.
+    subscribed, held
+        Timeframes that are subscribed, and those of which candles are held, by length.
+    first_ms, last_ms
+        Open times of the first and last candle held, of all its series; of one in an archived month, the day it opens.
+    """
+
+    symbol: str
+    type: str | None
+    state: str | None
+    listed_ms: int | None
+    expires_ms: int | None
+    subscribed: Sequence[Timeframe]
+    held: Sequence[Timeframe]
+    first_ms: int | None
+    last_ms: int | None
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -98,6 +167,20 @@ def record_listing(connection: Connection, listing: Iterable[Instrument]) -> Sna
     return Snapshot(len(rows), added, delisted)
 
 
+def symbols(connection: Connection) -> list[ListedSymbol]:
+    """Every symbol of the latest listing recorded, of earlier ones, and of what is subscribed or held, by name."""
+    found = [
+        ListedSymbol(symbol, kind, state, listed_ms, expires_ms, _by_length(subscribed), _by_length(held), *ends)
+        for symbol, kind, state, listed_ms, expires_ms, subscribed, held, *ends in connection.execute(_SYMBOLS)
+    ]
+    return sorted(found, key=attrgetter("symbol"))
+
+
+def is_listing_recorded(connection: Connection) -> bool:
+    """Whether a listing was ever recorded."""
+    return bool(one(connection, "SELECT EXISTS (SELECT FROM trading.instruments)"))
+
+
 def life_of(connection: Connection, symbol: str) -> Life | None:
     """When `symbol` trades, by the latest version of it; None for one never listed."""
     found = connection.execute(
@@ -110,6 +193,10 @@ def lives(connection: Connection) -> dict[str, Life]:
     """When each symbol that was ever listed trades, by the latest version of it."""
     found = connection.execute("SELECT symbol, listed_ms, expires_ms, state FROM trading.current_instruments")
     return {symbol: Life(listed_ms, expires_ms, state) for symbol, listed_ms, expires_ms, state in found}
+
+
+def _by_length(names: Iterable[str]) -> list[Timeframe]:
+    return sorted(map(parse_timeframe, names))
 
 
 def _row(instrument: Instrument) -> tuple[Any, ...]:

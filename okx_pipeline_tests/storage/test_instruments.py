@@ -1,14 +1,22 @@
 """Instruments: a version for every change of rules, none for none, nothing deleted, listings one after another."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from okx_pipeline.candles import Candle, Source
 from okx_pipeline.exchange.messages import Instrument
+from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Connection, Database, one
-from okx_pipeline.storage.instruments import Life, Snapshot, life_of, lives, record_listing
+from okx_pipeline.storage.instruments import Life, Snapshot, life_of, lives, record_listing, symbols
+from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
+from okx_pipeline.storage.projection import archive_month
+from okx_pipeline.storage.subscriptions import subscribe
+from okx_pipeline.timeframes import day_ms, parse_timeframe, parse_timeframes
 
 BTC = Instrument(
     symbol="BTC-USDT-SWAP",
@@ -128,3 +136,34 @@ def test_a_listing_that_waited_for_another_counts_from_when_its_turn_came(databa
         second.execute("COMMIT")
         current = "SELECT tick_size::text FROM trading.current_instruments WHERE symbol = 'BTC-USDT-SWAP'"
         assert one(watcher, current) == "0.01"
+
+
+def test_of_a_symbol_it_tells_what_is_subscribed_and_held_archived_months_included(
+    connection: Connection, tmp_path: Path
+) -> None:
+    record_listing(connection, [BTC, ETH, FUTURE])
+    record_listing(connection, [BTC, FUTURE])
+    subscribe(connection, ["BTC-USDT-SWAP", "ETH-USDT"], parse_timeframes("1h,1m"), day_ms(date(2026, 7, 1)))
+    store = CandleStore(connection, ParquetStore(str(tmp_path)), "here")
+    noon = 12 * 3_600_000
+    july, august = day_ms(date(2026, 7, 30)) + noon, day_ms(date(2026, 8, 2)) + noon
+    for symbol, timeframe, open_ms in (
+        *(("ETH-USDT", "1m", open_ms) for open_ms in (july, august)),
+        *(("ETH-USDT", "1h", august), ("ODD-USDT", "5m", july)),
+    ):
+        store.land([Candle(symbol, timeframe, open_ms, "1", "1", "1", "1", "1", "1", "1")], source=Source.REST)
+    store.project([])
+    store.account(day_ms(date(2026, 8, 10)))
+    for symbol, timeframe in (("ETH-USDT", "1m"), ("ODD-USDT", "5m")):
+        archive_month(connection, store.files, SeriesMonth(symbol, timeframe, date(2026, 7, 1)))
+    minute, five, hour = map(parse_timeframe, ("1m", "5m", "1h"))
+    assert {
+        each.symbol: (each.type, each.state, each.subscribed, each.held, each.first_ms, each.last_ms)
+        for each in symbols(connection)
+    } == {
+        "BTC-USDT-261225": ("FUTURES", "live", [], [], None, None),
+        "BTC-USDT-SWAP": ("SWAP", "live", [minute, hour], [], None, None),
+        # Its first candle is in a file alone, and the ledger knows the day.
+        "ETH-USDT": ("SPOT", "delisted", [minute, hour], [minute, hour], july - noon, august),
+        "ODD-USDT": (None, None, [], [five], july - noon, july - noon),
+    }
