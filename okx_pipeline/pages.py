@@ -18,39 +18,52 @@ from okx_pipeline.errors import UsageError
 from okx_pipeline.settings import Settings
 
 HOST: Final = "127.0.0.1"
-_NOTHING_YET: Final = "<!doctype html><title>OKX candles</title><p>Nothing has been judged yet; come back in a while."
+_PAGE: Final = "<!doctype html><title>OKX candles</title><p>{}"
+_NO_CHECK_YET: Final = "No day has been checked yet. The checks start by themselves once a whole day of candles is here."
+_NO_REPORT_YET: Final = "The first daily report is written at 01:00 UTC, about the day that has just ended."
+_NO_SUCH_PAGE: Final = 'There is no such page. <a href="/">Back to the start</a>'
+
+
+class _Folder(StaticFiles):
+    """The files of a folder that may not exist yet; until it does, none of its pages exists."""
+
+    async def check_config(self) -> None:
+        """Accept a missing folder, which the base class answers with a traceback."""
 
 
 def application(settings: Settings) -> Starlette:
-    """The pages of a home as an ASGI application; read-only, and only for who asks for it by a name that is known.
+    """The pages of a home as an ASGI application; read-only, and only for requests that use a known host name.
 
-    Those are the names of this machine's loopback, and the one in OKX_PAGES_URL.
+    Known are the names of this machine's loopback, and the one in OKX_PAGES_URL.
     """
-    quality = settings.quality_folder / "site"
+    quality, reports = settings.quality_folder / "site", settings.reports_folder
 
     async def home(request: Request) -> Response:
         if (quality / "index.html").is_file():
             return RedirectResponse("/quality/index.html")
-        return HTMLResponse(_NOTHING_YET)
+        return HTMLResponse(_PAGE.format(_NO_CHECK_YET))
 
     async def missing(request: Request, problem: Exception) -> Response:
-        return HTMLResponse("<!doctype html><title>not here</title><p>There is no such page.", 404)
+        text = _NO_SUCH_PAGE
+        for path, folder, not_yet in (("/quality/", quality, _NO_CHECK_YET), ("/reports/", reports, _NO_REPORT_YET)):
+            if request.url.path.startswith(path) and not (folder / "index.html").is_file():
+                text = not_yet
+        return HTMLResponse(_PAGE.format(text), 404)
 
     return Starlette(
         routes=[
             Route("/", home),
-            # Made when the first day is judged.
-            Mount("/quality", StaticFiles(directory=quality, html=True, check_dir=False)),
-            Mount("/reports", StaticFiles(directory=settings.reports_folder, html=True, check_dir=False)),
+            Mount("/quality", _Folder(directory=quality, html=True, check_dir=False)),
+            Mount("/reports", _Folder(directory=reports, html=True, check_dir=False)),
         ],
-        # A page of another site may have its name lead here.
+        # Another site may point a name of its own at this server.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=known_names(settings))],
         exception_handlers={404: missing, HTTPException: missing},
     )
 
 
 def known_names(settings: Settings) -> list[str]:
-    """The names by which what listens here may be asked for: loopback's, and the one in OKX_PAGES_URL."""
+    """The host names that requests to this server may use: loopback's, and the one in OKX_PAGES_URL."""
     public = urlsplit(settings.pages_url).hostname
     return [HOST, "localhost", *([public] if public else [])]
 
@@ -61,12 +74,12 @@ def serve(settings: Settings, port: int, host: str = HOST) -> None:
     Parameters
     ----------
     host
-        The address to listen on. Nobody is asked who they are: beyond loopback something else has to keep others out.
+        The address to listen on. There is no login: beyond loopback, something else has to keep others out.
 
     Raises
     ------
     UsageError
-        If the port is taken, or the address is not this machine's.
+        If the port is taken, or this machine does not have the address.
     """
     try:
         bound = socket.create_server((host, port))

@@ -71,6 +71,31 @@ def test_only_pages_are_served_and_only_under_names_that_are_known(home: Path) -
             assert asked(port, path).status_code == 404
 
 
+def test_a_missing_page_is_told_in_words_and_served_once_it_exists(tmp_path: Path) -> None:
+    with served(tmp_path) as port:
+        for path in ("/reports/", "/reports/index.html", "/reports/2026-08-21.html"):
+            answer = asked(port, path)
+            assert answer.status_code == 404, path
+            assert "The first daily report is written at 01:00 UTC" in answer.text
+        for path in ("/quality/", "/quality/index.html", "/quality/x"):
+            answer = asked(port, path)
+            assert answer.status_code == 404, path
+            assert "No day has been checked yet" in answer.text
+        answer = asked(port)
+        assert answer.status_code == 200
+        assert "No day has been checked yet" in answer.text
+        long = "x" * 300
+        for path in ("/x", "/qualityx", "/%00", "/reports/%00", "/quality/%ff", f"/reports/{long}", "//", "/reports//etc"):
+            assert asked(port, path).status_code == 404, path
+        (tmp_path / "reports").mkdir()
+        assert "The first daily report" in asked(port, "/reports/").text
+        (tmp_path / "reports" / "index.html").write_text("the reports")
+        assert asked(port, "/reports/").text == "the reports"
+        answer = asked(port, "/reports/2026-08-21.html")
+        assert answer.status_code == 404
+        assert "There is no such page" in answer.text
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of Linux's loopback alone")
 def test_it_listens_on_the_address_that_is_asked_for_and_on_no_other(home: Path) -> None:
     with served(home, "--host", OTHER_LOOPBACK) as port:
