@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import IsolationLevel, errors
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -34,6 +34,17 @@ _DURABLE: Final = (
 )
 _NOT_DURABLE: Final = "SET timezone = 'UTC'; SET synchronous_commit = off"
 
+
+# Left to itself, a server keeps the session of a machine that lost power, and its locks, for two hours.
+_WATCHED: Final = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+_WATCHED_BY_THE_SERVER: Final = (
+    "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 3; SET tcp_keepalives_count = 3"
+)
 
 DatabaseError = psycopg.Error
 """Whatever goes wrong at the database, for those who keep going all the same."""
@@ -105,13 +116,16 @@ class Database:
             return f"database {name} on the socket in {host}"
         return f"{user}@{host}{f':{port}' if port else ''}/{name}"
 
-    def connect(self, *, autocommit: bool = True, durable: bool = True) -> Connection:
+    def connect(self, *, autocommit: bool = True, durable: bool = True, watched: bool = False) -> Connection:
         """A new connection; statements stand alone unless a `connection.transaction()` holds them together.
 
         Parameters
         ----------
         durable
             False for bookkeeping that may be lost in a crash of the server; candles are always landed durably.
+        watched
+            True for a connection that waits for long and holds a lock: over TCP, both sides notice within half a minute
+            that the other is gone.
 
         Raises
         ------
@@ -122,10 +136,15 @@ class Database:
         """
         with translated(self.place):
             connection = psycopg.connect(
-                self.url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="okx-pipeline"
+                make_conninfo(self.url, **_WATCHED) if watched else self.url,
+                autocommit=True,
+                connect_timeout=CONNECT_TIMEOUT_S,
+                application_name="okx-pipeline",
             )
             try:
                 connection.execute(_DURABLE if durable else _NOT_DURABLE)
+                if watched:
+                    connection.execute(_WATCHED_BY_THE_SERVER)
                 connection.autocommit = autocommit
             except BaseException:
                 connection.close()

@@ -1,16 +1,14 @@
-"""The sidecar in PostgreSQL: its lock, heartbeat and counters, how far each series has come, and who asks for it."""
+"""The sidecar in PostgreSQL: its lock, heartbeat and counters, how far each series is, and requests to start it."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, LiteralString, Self
+from typing import Any, Final, LiteralString
 
-import psycopg
-
-from okx_pipeline.storage.database import Connection, Database, lock_key, one
-
-SIDECAR_LOCK: Final = lock_key("sidecar")
+from okx_pipeline.storage.database import Connection, Database, one
+from okx_pipeline.storage.process_lock import ProcessLock
+from okx_pipeline.timeframes import parse_timeframe
 
 _OFFSETS: Final[LiteralString] = """
 SELECT symbol, timeframe, through_ms FROM trading.stream_offsets
@@ -43,6 +41,13 @@ SELECT sidecar, state, started_at, heartbeat_at,
        extract(epoch FROM clock_timestamp() - heartbeat_at)::float8, exchange_ms, counters, refused, maintenance
 FROM trading.stream_status WHERE state <> 'standby'
 ORDER BY heartbeat_at DESC LIMIT 1
+"""
+
+_NEWEST: Final[LiteralString] = """
+SELECT known.timeframe, (
+    SELECT max(timestamp_ms) FROM trading.candlesticks AS held
+    WHERE held.symbol = known.symbol AND held.timeframe = known.timeframe)
+FROM trading.subscriptions AS known
 """
 
 _ASK: Final[LiteralString] = """
@@ -83,45 +88,14 @@ class SidecarStatus:
     maintenance: list[dict[str, Any]]
 
 
-class SidecarLock:
-    """The lock of the one sidecar that streams into a database; held as long as its own connection lives.
+class SidecarLock(ProcessLock):
+    """The lock of the one sidecar that streams into a database.
 
-    It saves work: that two at once do no harm is landing's doing.
+    It saves work only: landing keeps two sidecars at once from doing harm.
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._connection: Connection | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def take(self) -> bool:
-        """Take the lock if nobody else has it; True too if it is ours still, or again after a lost connection.
-
-        Raises
-        ------
-        StorageError
-            If the database cannot be reached.
-        """
-        if self._connection is not None:
-            try:
-                self._connection.execute("SELECT")
-                return True
-            except psycopg.Error:
-                self._connection.close()
-        connection = self._database.connect()
-        if one(connection, "SELECT pg_try_advisory_lock(%s)", (SIDECAR_LOCK,)):
-            self._connection = connection
-            return True
-        connection.close()
-        self._connection = None
-        return False
+        super().__init__(database, "sidecar")
 
 
 def stream_offsets(connection: Connection, series: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
@@ -163,6 +137,20 @@ def sidecar_status(connection: Connection) -> SidecarStatus | None:
     """The sidecar that beat last; None if none ever did."""
     found = connection.execute(_LATEST).fetchone()
     return SidecarStatus(*found) if found else None
+
+
+def last_exchange_ms(connection: Connection) -> int | None:
+    """The latest moment of the exchange that the store knows of; None if it knows none.
+
+    It is the time of the last heartbeat, or the close of the newest candle, which may have landed after that.
+    """
+    beaten_ms = one(connection, "SELECT max(exchange_ms) FROM trading.stream_status")
+    closes = [
+        parse_timeframe(timeframe).close_of(open_ms)
+        for timeframe, open_ms in connection.execute(_NEWEST)
+        if open_ms is not None
+    ]
+    return max([*closes, *([] if beaten_ms is None else [beaten_ms])], default=None)
 
 
 def ask_for_sidecar(connection: Connection) -> None:
