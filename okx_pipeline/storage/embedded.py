@@ -48,6 +48,12 @@ _PORT: Final = 5432
 _SOCKET_PATH_BYTES: Final = 107 if sys.platform == "linux" else 103
 """What ``sun_path`` holds beside its final NUL."""
 _TELL_AFTER_SECONDS: Final = 3.0
+_LOG_TAIL_BYTES: Final = 16_384
+_RECOVERING: Final = re.compile(
+    rb"database system was interrupted|recovery in progress|starting \S+ recovery|redo (?:starts|in progress)"
+)
+"""What the server logs while it recovers; it says the same to clients then as in any start."""
+
 _STOP_SECONDS: Final = 120.0
 _GUARD_EXIT_SECONDS: Final = 1.0
 _WAL_SEGMENT_BYTES: Final = 16 * 1024 * 1024
@@ -110,14 +116,24 @@ class EmbeddedPostgres:
     ----------
     home
         OKX_HOME. Made with mode 0700 if it is not there; its ``postgres`` folder is always private.
+    on_step
+        Called as each step of a start begins; never if the server already runs.
     on_wait
-        Called at most once a `start`, after a few seconds, with what is waited for.
+        Called with what a start waits for, once each, after a few seconds.
     """
 
-    def __init__(self, home: Path, *, on_wait: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        on_step: Callable[[str], None] | None = None,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> None:
         self._home = home.absolute()
+        self._on_step = on_step
         self._on_wait = on_wait
         self._tell_at = 0.0
+        self._told: set[str] = set()
         self._hold: int | None = None
         self._url: str | None = None
 
@@ -158,7 +174,7 @@ class EmbeddedPostgres:
         EmbeddedPostgresError
             If it cannot run; nothing is held then.
         """
-        self._tell_at = time.monotonic() + _TELL_AFTER_SECONDS
+        self._tell_at, self._told = time.monotonic() + _TELL_AFTER_SECONDS, set()
         with self._failures_told():
             self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
             _make_private(self._folder)
@@ -232,7 +248,7 @@ class EmbeddedPostgres:
                 if url := self._accepting():
                     return url
                 # Starting or recovering, stopping, an initdb whose parent was killed, or what a killed postmaster left.
-                self._pause("the embedded PostgreSQL to be ready: it may be recovering from a crash")
+                self._pause(self._unready)
                 continue
             try:
                 if log_start is not None:
@@ -241,6 +257,15 @@ class EmbeddedPostgres:
                 self._launch(server_lock)
             finally:
                 os.close(server_lock)
+
+    def _unready(self) -> str:
+        """Why the server does not take connections yet, as far as its log says."""
+        with contextlib.suppress(FileNotFoundError), self._log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            since_ready = re.split(rb"starting PostgreSQL|ready to accept connections", log.read())[-1]
+            if _RECOVERING.search(since_ready):
+                return f"the embedded PostgreSQL, which is recovering from a crash (log: {self._log})"
+        return "the embedded PostgreSQL to be ready"
 
     def _accepting(self) -> str | None:
         """The server's URL, if it takes connections."""
@@ -261,7 +286,9 @@ class EmbeddedPostgres:
         if (self._data / "PG_VERSION").exists():
             self._check_version()
         else:
+            self._begin("creating the database")
             self._initialise(account, server_lock)
+        self._begin("starting PostgreSQL")
         _write_private(self._data / "pg_hba.conf", "local all all peer map=okx\n")
         _write_private(self._data / "pg_ident.conf", f'okx "{pwd.getpwuid(os.geteuid()).pw_name}" okx\n')
         socket = self._socket_folder(account)
@@ -475,13 +502,21 @@ class EmbeddedPostgres:
 
     def _take(self, name: str, mode: int, waited_for: str) -> int:
         while (lock := try_lock(str(self._folder / name), mode)) is None:
-            self._pause(waited_for)
+            self._pause(lambda: waited_for)
         return lock
 
-    def _pause(self, waited_for: str) -> None:
-        if self._on_wait is not None and time.monotonic() > self._tell_at:
-            self._tell_at = float("inf")
-            self._on_wait(f"waiting for {waited_for}")
+    def _begin(self, step: str) -> None:
+        if self._on_step is not None:
+            self._on_step(step)
+
+    def _pause(self, waited_for: Callable[[], str]) -> None:
+        if (
+            self._on_wait is not None
+            and time.monotonic() > self._tell_at
+            and (reason := waited_for()) not in self._told
+        ):
+            self._told.add(reason)
+            self._on_wait(f"waiting for {reason}")
         time.sleep(POLL_SECONDS)
 
     @contextlib.contextmanager

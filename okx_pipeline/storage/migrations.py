@@ -5,6 +5,7 @@ a killed process cannot leave behind, as the migration library's own lock row wo
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from random import random
 from time import monotonic, sleep
@@ -70,8 +71,13 @@ def pending_migrations(connection: Connection) -> list[str]:
     return [name for name in known if name not in applied]
 
 
-def migrate(database: Database) -> list[str]:
+def migrate(database: Database, *, on_step: Callable[[str], None] | None = None) -> list[str]:
     """Bring the schema up to date, safely by several at once; returns the migrations applied now, in order.
+
+    Parameters
+    ----------
+    on_step
+        Called before migrations are applied, with how many there are.
 
     Raises
     ------
@@ -92,8 +98,15 @@ def migrate(database: Database) -> list[str]:
         with session_lock(connection, "migrate"):
             pending = pending_migrations(connection)
             if pending:
+                if on_step is not None:
+                    on_step(f"bringing the schema up to date ({len(pending)} migrations)")
                 _apply(connection, database)
     return pending
+
+
+def has_dagster_tables(connection: Connection) -> bool:
+    """Whether Dagster has made its tables."""
+    return bool(one(connection, "SELECT to_regclass(%s) IS NOT NULL", (f"{DAGSTER_SCHEMA}.alembic_version",)))
 
 
 def _apply(connection: Connection, database: Database) -> None:

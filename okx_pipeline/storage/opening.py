@@ -11,14 +11,20 @@ from okx_pipeline.storage.migrations import migrate
 
 @contextmanager
 def opened_database(
-    settings: Settings, *, on_wait: Callable[[str], None] | None = None, migrated: bool = True
+    settings: Settings,
+    *,
+    on_step: Callable[[str], None] | None = None,
+    on_wait: Callable[[str], None] | None = None,
+    migrated: bool = True,
 ) -> Iterator[Database]:
     """The database of the settings while the block runs; the embedded server is started and stopped for it.
 
     Parameters
     ----------
+    on_step
+        Called with each step as it begins: one line of text.
     on_wait
-        Told, once, when starting takes long enough to wonder.
+        Called with the reason when the embedded server keeps us waiting for a few seconds.
     migrated
         Whether to bring the schema up to date first.
 
@@ -30,15 +36,17 @@ def opened_database(
         If the database cannot be reached or started.
     """
     if settings.database_url is None:
-        with EmbeddedPostgres(settings.root, on_wait=on_wait) as embedded:
-            yield _ready(Database(embedded.url, revive=embedded.start), migrated)
+        with EmbeddedPostgres(settings.root, on_step=on_step, on_wait=on_wait) as embedded:
+            yield _ready(Database(embedded.url, revive=embedded.start), migrated, on_step)
     else:
         database = Database(settings.database_url.get_secret_value())
+        if on_step is not None:
+            on_step(f"connecting to PostgreSQL ({database.place})")
         database.refuse_pooler()
-        yield _ready(database, migrated)
+        yield _ready(database, migrated, on_step)
 
 
-def _ready(database: Database, migrated: bool) -> Database:
+def _ready(database: Database, migrated: bool, on_step: Callable[[str], None] | None) -> Database:
     if migrated:
-        migrate(database)
+        migrate(database, on_step=on_step)
     return database

@@ -259,6 +259,22 @@ def test_it_is_postgresql_18_with_checksums_and_utc_whatever_the_callers_environ
     user.close()
 
 
+def test_each_step_of_a_start_is_told_as_it_begins(bare_home: Path) -> None:
+    steps: list[str] = []
+
+    def begin(step: str) -> None:
+        exists = (bare_home / "postgres" / "data").exists(), EmbeddedPostgres.is_running(bare_home)
+        steps.append(step)
+        assert exists == {"creating the database": (False, False), "starting PostgreSQL": (True, False)}[step]
+
+    with EmbeddedPostgres(bare_home, on_step=begin):
+        assert steps == ["creating the database", "starting PostgreSQL"]
+        with EmbeddedPostgres(bare_home, on_step=begin):
+            assert len(steps) == 2, "it runs already"
+    with EmbeddedPostgres(bare_home, on_step=begin):
+        assert steps[2:] == ["starting PostgreSQL"]
+
+
 def test_the_data_is_kept_between_runs(home: Path) -> None:
     with EmbeddedPostgres(home) as server:
         assert query(server.url, "SELECT answer FROM kept") == 42
@@ -569,7 +585,8 @@ def test_recovery_may_take_as_long_as_it_takes(home: Path, use: Callable[..., Us
         settings.write(f"restore_command = 'until [ -e \"{go}\" ]; do sleep 0.02; done; false'\n")
     try:
         starter = use(home)
-        assert "recovering" in starter.hear("waits")
+        while "which is recovering from a crash" not in starter.hear("waits"):
+            pass
         other = use(home)
         assert "another process" in other.hear("waits")
         starter.kill()
@@ -596,7 +613,7 @@ def test_a_backend_that_outlives_its_postmaster_is_waited_for(home: Path, use: C
         orphan.suspend()  # so that it does not notice
         postmaster_of(home).kill()
         newcomer = use(home)
-        newcomer.hear("waits")
+        assert newcomer.hear("waits") == "waiting for the embedded PostgreSQL to be ready", "nothing recovers yet"
         assert orphan.is_running()
         assert not EmbeddedPostgres.is_running(home)
         orphan.kill()
