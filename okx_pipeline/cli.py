@@ -169,17 +169,21 @@ def up(
     ] = False,
 ) -> None:
     """The whole system on this machine: database, Dagster UI and daemon, sidecar. Ctrl-C stops all of it."""
-    from okx_pipeline import up as system
-    from okx_pipeline.monitor.terminal import Board
     from okx_pipeline.settings import read_settings
 
     if replay is None and (now is not None or speed is not None):
         raise UsageError("--now and --speed are the stand-in's; give --replay with them")
+    now_ms = None if now is None else _moment_ms(now)
     stand_in = None if replay is None else [_absolute_source(replay), *_given("--now", now), *_given("--speed", speed)]
-    # Not those of the home: without --replay it is OKX that is asked for, and refused where a replay's prices are.
+    # Not those of the home: without --replay this is OKX, which a home with a replay's prices refuses.
     settings = read_settings()
+    # The first line comes before the imports, which take seconds on a busy machine.
+    print(f"loading the program, for the home {settings.root}", flush=True)
+    from okx_pipeline import up as system
+    from okx_pipeline.monitor.terminal import Board
+
     with Board(monitor=monitor) as board:
-        system.run(settings, port=port, replay=stand_in, board=board, validate=validate)
+        system.run(settings, port=port, replay=stand_in, replay_now_ms=now_ms, board=board, validate=validate)
 
 
 @app.command()

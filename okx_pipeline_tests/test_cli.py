@@ -106,9 +106,12 @@ def program(tmp_path: Path, database: Database, url: str) -> Program:
 
 
 def refused(ended: "subprocess.CompletedProcess[str]", status: int, *words: str) -> None:
-    """Assert that a command ended with `status` and one line on stderr that has `words`, and said nothing else."""
+    """Assert that a command ended with `status` and one line on stderr that has `words`, and said nothing else.
+
+    `up` prints the steps that it has begun before.
+    """
     assert ended.returncode == status, ended.stderr
-    assert ended.stdout == ""
+    assert ended.stdout == "" or "up" in ended.args
     assert re.fullmatch(r"error: [^\n]+\n", ended.stderr), ended.stderr
     for word in words:
         assert word in ended.stderr
@@ -548,6 +551,36 @@ def test_a_port_that_is_taken_is_one_line(bare: Program, command: tuple[str, ...
         taken.listen()
         port = taken.getsockname()[1]
         refused(bare(*command, "--port", str(port)), 2, str(port), "choose another")
+
+
+def test_up_says_its_first_step_before_it_imports_what_takes_seconds(bare: Program) -> None:
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        command = [
+            sys.executable,
+            "-X",
+            "importtime",
+            "-m",
+            "okx_pipeline",
+            "up",
+            "--port",
+            str(taken.getsockname()[1]),
+        ]
+        ended = subprocess.run(
+            command,
+            cwd=bare.folder,
+            env=bare.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 2
+    before, first, after = ended.stdout.partition(f"loading the program, for the home {bare.home}\n")
+    assert first
+    slow = [rf"\| +{name}\n" for name in ("sqlalchemy", "httpx", "pyarrow", "rich.live", "okx_pipeline.up")]
+    assert [name for name in slow if re.search(name, before)] == []
+    assert [name for name in slow if not re.search(name, after)] == []
 
 
 def test_up_with_a_stand_in_that_cannot_start_is_one_line(bare: Program) -> None:

@@ -85,7 +85,16 @@ def test_a_missing_page_is_told_in_words_and_served_once_it_exists(tmp_path: Pat
         assert answer.status_code == 200
         assert "No day has been checked yet" in answer.text
         long = "x" * 300
-        for path in ("/x", "/qualityx", "/%00", "/reports/%00", "/quality/%ff", f"/reports/{long}", "//", "/reports//etc"):
+        for path in (
+            "/x",
+            "/qualityx",
+            "/%00",
+            "/reports/%00",
+            "/quality/%ff",
+            f"/reports/{long}",
+            "//",
+            "/reports//etc",
+        ):
             assert asked(port, path).status_code == 404, path
         (tmp_path / "reports").mkdir()
         assert "The first daily report" in asked(port, "/reports/").text

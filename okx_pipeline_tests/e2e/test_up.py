@@ -188,6 +188,20 @@ def test_the_command_that_it_names_looks_into_the_database_of_this_home(system: 
     assert int(ended.stdout or 0) > 0, ended.stderr
 
 
+def test_every_step_to_there_was_one_line(running: Up) -> None:
+    before = running.output.partition("Dagster UI")[0].splitlines()
+    assert [line.partition(",")[0].partition(" (")[0] for line in before] == [
+        "loading the program",
+        "starting the replay exchange",
+        "creating the database",
+        "starting PostgreSQL",
+        "bringing the schema up to date",
+        "starting the sidecar and the server of the pages",
+        "making Dagster's tables",
+        "starting Dagster's web UI and daemon",
+    ]
+
+
 def test_nothing_listens_but_on_the_loopback(system: System, running: Up) -> None:
     processes = system.processes()
     assert any(process.name() == "postgres" for process in processes)
@@ -220,7 +234,9 @@ def test_no_page_of_another_site_can_have_the_ui_act(system: System, running: Up
 
 def test_a_second_one_in_the_same_home_ends_at_once(system: System, running: Up) -> None:
     second = system.run("up", "--port", "0")
-    assert (second.returncode, second.stdout) == (75, "")
+    assert second.returncode == 75
+    assert second.stdout.startswith("loading the program")
+    assert second.stdout.count("\n") == 1
     home = str(system.home).encode("ascii", "backslashreplace").decode()
     assert second.stderr == f"error: up is already running in {home} (process {running.process.pid})\n"
 
@@ -292,15 +308,18 @@ def test_a_partition_shows_what_it_holds(running: Up, landed: None) -> None:
     assert metadata(running, OUTAGE)["rows"] == DAY_ROWS
 
 
-def test_a_killed_one_leaves_nothing_and_the_next_one_ends_in_order(
+def test_a_killed_one_leaves_nothing_and_the_next_one_goes_on_and_ends_in_order(
     system: System, replay: list[str], running: Up, landed: None, backfill: str
 ) -> None:
     held = counts(system)
     assert f"{ETH}|4h|{21 * 6}\n" in held
     run = start_endless_run(running)
+    stopped_ms = exchange_ms(running)
     assert running.stop(signal.SIGKILL) == -signal.SIGKILL
     wait_for(lambda: not system.processes(), "end of what a killed up left")
-    with system.up(*replay) as next_one:
+    # Without a moment: left to themselves, the recordings begin two hours before.
+    with system.up(*replay[:2]) as next_one:
+        assert exchange_ms(next_one) >= stopped_ms
         # A worker that is told to end may still get to say that it failed.
         assert next_one.graphql(RUN, id=run)["runOrError"]["status"] in {"CANCELED", "FAILURE"}
         assert not holds_slot(next_one, run)
@@ -310,6 +329,12 @@ def test_a_killed_one_leaves_nothing_and_the_next_one_ends_in_order(
         assert system.processes() == []
     assert counts(system) == held
     assert system.processes() == []
+
+
+def exchange_ms(running: Up) -> int:
+    """The time at the replay exchange."""
+    exchange = running.await_line("OKX ").split()[-1]
+    return int(httpx.get(f"{exchange}/replay/status", trust_env=False).json()["now_ms"])
 
 
 def status(running: Up, backfill: str) -> str:

@@ -63,6 +63,6 @@ def test_a_home_is_not_used_before_the_guard_of_a_killed_one_has_left_it(tmp_pat
         guard.wait()
 
     with up._only_one(tmp_path, leave) as mine:
-        assert said == ["waiting for what a killed up has left to end"]
+        assert said == ["waiting for the processes of a killed up to end"]
         mine.seek(0)
         assert int(mine.read()) == psutil.Process().pid

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from okx_pipeline.storage.embedded import EmbeddedPostgres
+from okx_pipeline.storage.migrations import known_migrations
 from okx_pipeline_tests.e2e.system import PROGRAM, WITHIN_S, System, free_port, wait_for
 from okx_pipeline_tests.e2e.terminal import ALTERNATE, NORMAL, Terminal, terminal
 from okx_pipeline_tests.storage.password_server import PasswordServer, password_server
@@ -79,6 +80,17 @@ def test_it_says_what_it_waits_for_and_opens_the_monitor_once_ready(shown: Termi
     shown.await_text("ready; Ctrl-C stops everything")
     before = shown.text
     assert "waiting for the web UI" in before
+    steps = (
+        "loading the program, for the home",
+        "starting the replay exchange",
+        "connecting to PostgreSQL (okx@127.0.0.1:",
+        f"bringing the schema up to date ({len(known_migrations())} migrations)",
+        "starting the sidecar and the server of the pages",
+        "making Dagster's tables",
+        "starting Dagster's web UI and daemon",
+    )
+    assert [before.count(step) for step in steps] == [1] * len(steps)
+    assert sorted(steps, key=before.index) == list(steps)
     for told in TOLD:
         assert told in before
     shown.await_text("q leaves the monitor, Ctrl-C stops everything")
@@ -151,6 +163,22 @@ def test_no_command_shows_a_secret_nor_does_any_process_to_others(shown: Termina
     assert SENTINEL_PART not in "".join(lines)
 
 
+def test_a_second_up_on_the_same_database_says_who_has_it_and_touches_nothing(
+    shown: Terminal, system: System, tmp_path: Path
+) -> None:
+    settings = {name: value for name, value in system.environment.items() if name.startswith("OKX_DATABASE")}
+    other = System(tmp_path / "home", tmp_path, **settings)
+    ended = other.run("up", "--port", "0", "--replay", "synthetic")
+    assert ended.returncode == 75, ended.stdout
+    assert re.fullmatch(
+        rf"error: up is already running on okx@127\.0\.0\.1:\d+/okx \(process {shown.process.pid} on .+\); "
+        "stop it, or use another OKX_DATABASE_URL here\n",
+        ended.stderr,
+    ), ended.stderr
+    assert "starting the sidecar" not in ended.stdout
+    assert other.processes() == []
+
+
 def test_no_table_holds_a_secret_whether_ours_or_dagsters(
     shown: Terminal, system: System, server: PasswordServer
 ) -> None:
@@ -221,5 +249,5 @@ def test_the_demo_moves_and_its_terminal_when_closed_leaves_nothing(tmp_path: Pa
 
 def test_the_monitor_needs_a_terminal(system: System) -> None:
     ended = system.run("up", "--monitor")
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.returncode == 2
     assert ended.stderr == "error: there is no terminal here to draw on; leave --monitor out\n"
