@@ -190,7 +190,10 @@ def test_the_command_that_it_names_looks_into_the_database_of_this_home(system: 
 
 def test_every_step_to_there_was_one_line(running: Up) -> None:
     before = running.output.partition("Dagster UI")[0].splitlines()
-    assert [line.partition(",")[0].partition(" (")[0] for line in before] == [
+    # On a busy machine it also says what it waits for.
+    steps = [line.partition(",")[0].partition(" (")[0] for line in before if not line.startswith("waiting")]
+    assert not any("recover" in line for line in before), "in a home that never ran"
+    assert steps == [
         "loading the program",
         "starting the replay exchange",
         "creating the database",
