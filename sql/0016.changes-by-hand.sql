@@ -1,44 +1,42 @@
 -- Changes that no landing made: a statement by hand leaves the same marks as a landing, so that the ledger, the Parquet
 -- files and the checks follow it. Whatever triggers cannot see (a restored backup, a disabled trigger) the audit finds.
 
--- The days of live months of which a mark is left; an archived month has its rows in Parquet alone.
-CREATE FUNCTION trading.leave_marks(symbols text[], timeframes text[], days date[], corrected boolean) RETURNS bigint
+-- A statement by hand leaves a note, from which the marks are made: notes are only inserted, so nobody waits for a
+-- transaction that somebody keeps open in a terminal. A day whose values changed is read from REST again.
+ALTER TABLE trading.unmarked_landings
+    ADD COLUMN origin text NOT NULL DEFAULT 'stream' CHECK (origin IN ('stream', 'rows', 'values'));
+ALTER TABLE trading.landing_marks ADD COLUMN changed_at timestamptz;
+CREATE INDEX landing_marks_changed ON trading.landing_marks (symbol, timeframe, day) WHERE changed_at IS NOT NULL;
+
+COMMENT ON TABLE trading.unmarked_landings IS 'Landing of a stream or change by hand of which the marks are yet to be made; empty but for moments';
+COMMENT ON COLUMN trading.unmarked_landings.origin IS 'stream: candles landed; rows: some were deleted, or came back, by hand; values: some were inserted or edited by hand';
+COMMENT ON COLUMN trading.landing_marks.changed_at IS 'When values of the day were last changed by hand; null once REST was read for the day again';
+
+CREATE FUNCTION trading.leave_marks(symbols text[], timeframes text[], days date[], origin text) RETURNS void
     LANGUAGE sql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH marked AS (
-        INSERT INTO trading.landing_marks AS mark (symbol, timeframe, day, corrected_at)
-        SELECT DISTINCT changed.symbol, changed.timeframe, changed.day, CASE WHEN corrected THEN clock_timestamp() END
-        FROM unnest(symbols, timeframes, days) AS changed (symbol, timeframe, day)
-        WHERE NOT EXISTS (
-            SELECT FROM trading.candle_months AS known
-            WHERE known.symbol = changed.symbol AND known.timeframe = changed.timeframe AND known.state = 'archived'
-              AND known.month = date_trunc('month', changed.day)
-        )
-        ORDER BY changed.symbol, changed.timeframe, changed.day
-        ON CONFLICT (symbol, timeframe, day) DO UPDATE SET
-            revision = mark.revision + 1,
-            landed_at = excluded.landed_at,
-            corrected_at = coalesce(excluded.corrected_at, mark.corrected_at)
-        RETURNING 1
-    )
-    SELECT count(*) FROM marked
+    INSERT INTO trading.unmarked_landings (symbols, timeframes, days, origin)
+    SELECT $1, $2, $3, $4 WHERE cardinality($1) > 0
 $$;
 
 -- Marks every day of a month that the ledger, or a mark that is not counted yet, says holds rows.
-CREATE FUNCTION trading.mark_month(month date) RETURNS bigint
+CREATE FUNCTION trading.mark_month(month date) RETURNS void
     LANGUAGE sql
     SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT trading.leave_marks(array_agg(symbol), array_agg(timeframe), array_agg(day), false)
+    SELECT trading.leave_marks(array_agg(symbol), array_agg(timeframe), array_agg(day), 'rows')
     FROM (
         SELECT known.symbol, known.timeframe, known.day FROM trading.coverage AS known
         WHERE known.day >= $1 AND known.day < $1 + interval '1 month' AND known.present > 0
         UNION
         SELECT mark.symbol, mark.timeframe, mark.day FROM trading.landing_marks AS mark
         WHERE mark.day >= $1 AND mark.day < $1 + interval '1 month'
+        UNION
+        SELECT landed.symbol, landed.timeframe, landed.day FROM trading.unmarked_days AS landed
+        WHERE landed.day >= $1 AND landed.day < $1 + interval '1 month'
     ) AS held
 $$;
 
@@ -75,7 +73,7 @@ BEGIN
         ) AS touched;
     END IF;
     IF symbols IS NOT NULL THEN
-        PERFORM trading.leave_marks(symbols, timeframes, days, TG_OP = 'UPDATE');
+        PERFORM trading.leave_marks(symbols, timeframes, days, CASE TG_OP WHEN 'DELETE' THEN 'rows' ELSE 'values' END);
     END IF;
     RETURN NULL;
 END

@@ -108,6 +108,8 @@ class Report:
         How long it took, projection included.
     notes
         Why spans asked for nothing.
+    began_at
+        When it began, by the database's clock.
     projected
         The Parquet files that were looked at, written or not.
     detached
@@ -120,6 +122,7 @@ class Report:
     rows: int = 0
     seconds: float = 0.0
     notes: dict[Span, str] = field(default_factory=dict)
+    began_at: datetime | None = None
     projected: list[Projected] = field(default_factory=list)
     detached: set[DetachedMonth] = field(default_factory=set)
 
@@ -343,7 +346,7 @@ class Backfill:
     async def run_attached(self, plan: Plan, *, progress: Progress | None = None) -> Report:
         """As `run`, but months whose partition is detached are only noted in the report."""
         started = monotonic()
-        report = Report(notes=dict(plan.notes))
+        report = Report(notes=dict(plan.notes), began_at=await asyncio.to_thread(self.store.database_now))
         wanted = await asyncio.to_thread(self._that_can_land, plan, report)
 
         def tell(phase: Phase, done: int, total: int) -> None:
@@ -367,7 +370,9 @@ class Backfill:
                 report.projected = await asyncio.to_thread(self.store.project, sorted(plan.months), project)
             finally:
                 tell("counting", 0, 1)
-                await asyncio.to_thread(self.store.account, self.clock.carried_ms(), report.reads(plan.now_ms))
+                await asyncio.to_thread(
+                    self.store.account, self.clock.carried_ms(), report.reads(plan.now_ms), report.began_at
+                )
                 tell("counting", 1, 1)
                 report.seconds = monotonic() - started
         return report
@@ -383,7 +388,9 @@ class Backfill:
                 if monotonic() - noted_s > NOTE_EVERY_S:
                     async with self._landing:
                         reads = report.reads(plan.now_ms)
-                        await _to_its_end(asyncio.to_thread(self.store.account, self.clock.carried_ms(), reads))
+                        await _to_its_end(
+                            asyncio.to_thread(self.store.account, self.clock.carried_ms(), reads, report.began_at)
+                        )
                     noted_s = monotonic()
 
     async def _land(self, result: WindowResult, report: Report) -> None:

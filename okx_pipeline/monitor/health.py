@@ -6,11 +6,12 @@ from datetime import timedelta
 
 from okx_pipeline.errors import command
 from okx_pipeline.quality.suites import Check
-from okx_pipeline.storage.findings import DamagedMonth, FailingCheck, Findings, MissingCandles
+from okx_pipeline.storage.findings import ChangedDay, DamagedMonth, FailingCheck, Findings, MissingCandles
 from okx_pipeline.storage.overview import SeriesLedger, StoreOverview
 from okx_pipeline.storage.partitions import DetachedMonthError
 from okx_pipeline.stream.health import StreamHealth
 
+Finding = MissingCandles | FailingCheck | ChangedDay | DamagedMonth
 Ledger = Mapping[tuple[str, str], SeriesLedger]
 
 
@@ -96,6 +97,12 @@ def problems_of(found: Findings) -> list[str]:
             f"{_number(found.missing_candles, 'candle')} missing on {_number(found.missing_days, 'series-day')}, "
             f"the newest {day.missing:,} of {_day(day)}{_repaired_by(day)}"
         )
+    if found.changed:
+        touched = found.changed[0]
+        problems.append(
+            f"{_number(found.changed_days, 'series-day')} changed by hand, the newest {_day(touched)}"
+            f"{_repaired_by(touched)}"
+        )
     if found.incidents:
         count = len(found.incidents)
         problems.append(
@@ -115,11 +122,13 @@ def told(found: Findings, pages_url: str) -> Iterator[str]:
         yield f"{_day(check)}: {check.check} fails{where} ({', '.join(check.failed)}){page}{_repaired_by(check)}"
     for day in found.missing:
         yield f"{_day(day)}: {_number(day.missing, 'candle')} missing{_repaired_by(day)}"
+    for touched in found.changed:
+        yield f"{_day(touched)}: values were changed by hand{_repaired_by(touched)}"
     for incident in found.incidents:
         yield f"incident: {incident.text}"
 
 
-def repair_of(finding: MissingCandles | FailingCheck | DamagedMonth) -> str | None:
+def repair_of(finding: Finding) -> str | None:
     """The command that repairs a finding; None where no command can."""
     if isinstance(finding, DamagedMonth):
         if finding.archived or "restore --month" in finding.damage:
@@ -128,14 +137,14 @@ def repair_of(finding: MissingCandles | FailingCheck | DamagedMonth) -> str | No
         what = "validate"
     else:
         first, end = finding.day, finding.day + timedelta(days=1)
-        what = "gaps --repair"
-        if isinstance(finding, FailingCheck) and finding.check != Check.COMPLETENESS:
+        what = "gaps --repair" if isinstance(finding, MissingCandles) else "backfill --refetch"
+        if isinstance(finding, FailingCheck):
             is_file = finding.check == Check.STORE_PARITY or finding.store == "parquet"
-            what = "validate" if is_file else "backfill --refetch"
+            what = "gaps --repair" if finding.check == Check.COMPLETENESS else "validate" if is_file else what
     return command(f"{what} --symbols {finding.symbol} --timeframes {finding.timeframe} --start {first} --end {end}")
 
 
-def _repaired_by(finding: MissingCandles | FailingCheck | DamagedMonth) -> str:
+def _repaired_by(finding: Finding) -> str:
     repair = repair_of(finding)
     if repair is not None:
         return f"; repair: {repair}"
@@ -144,7 +153,7 @@ def _repaired_by(finding: MissingCandles | FailingCheck | DamagedMonth) -> str:
     return ""
 
 
-def _day(finding: MissingCandles | FailingCheck) -> str:
+def _day(finding: MissingCandles | FailingCheck | ChangedDay) -> str:
     return f"{finding.symbol} {finding.timeframe} {finding.day}"
 
 

@@ -120,6 +120,8 @@ class Exchange:
         Requests by endpoint name.
     requests
         The newest 100,000 candle requests, oldest first.
+    relisted
+        By symbol, the later time at which OKX lists it again under its old name. What it traded before is still served.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class Exchange:
         self.corrections = Corrections()
         self.tallies = {endpoint.name: Tally() for endpoint in protocol.ENDPOINTS}
         self.requests: deque[CandleRequest] = deque(maxlen=_REQUESTS_KEPT)
+        self.relisted: dict[str, int] = {}
         self._history_has_forming = history_has_forming
         self._confirm_delay_ms = confirm_delay_ms
         self._windows: dict[tuple[str, str], SlidingWindow] = {}
@@ -314,7 +317,10 @@ class Exchange:
             return []
         if kind not in protocol.INSTRUMENT_TYPES:
             raise _RefusedError(protocol.PARAMETER_ERROR, protocol.INSTRUMENT_TYPE)
-        trading = self.market.instruments(self.clock.now_ms())
+        trading = [
+            msgspec.structs.replace(rules, listed=str(self.relisted.get(rules.symbol, rules.listed)))
+            for rules in self.market.instruments(self.clock.now_ms())
+        ]
         symbol = query.get(protocol.SYMBOL)
         wanted = [rules for rules in trading if rules.instrument_type == kind and symbol in (None, rules.symbol)]
         if symbol is not None and not wanted:

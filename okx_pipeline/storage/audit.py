@@ -91,9 +91,10 @@ WITH days AS (
           WHERE landed.symbol = %(symbol)s AND landed.timeframe = %(timeframe)s AND landed.day = held.day
       )
 )
-SELECT trading.leave_marks(
-    array_agg(%(symbol)s::text), array_agg(%(timeframe)s::text), array_agg(day), false
-) FROM differing HAVING count(*) > 0
+INSERT INTO trading.unmarked_landings (symbols, timeframes, days, origin)
+SELECT array_agg(%(symbol)s::text), array_agg(%(timeframe)s::text), array_agg(day), 'values'
+FROM differing HAVING count(*) > 0
+RETURNING cardinality(days)
 """
 
 _ADVANCE: Final[LiteralString] = """

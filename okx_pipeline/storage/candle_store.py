@@ -257,13 +257,20 @@ class CandleStore:
             wanted = dict.fromkeys([*months, *projection.pending_months(self.connection)])
             return projection.project(self.connection, self.files, wanted, told)
 
-    def account(self, now_ms: int, reads: Mapping[SeriesDay, Read] = MappingProxyType({})) -> None:
+    def account(
+        self,
+        now_ms: int,
+        reads: Mapping[SeriesDay, Read] = MappingProxyType({}),
+        began_at: datetime | None = None,
+    ) -> None:
         """Bring the coverage ledger up to date, and note what REST was asked of whole days.
 
         Parameters
         ----------
         now_ms
             The exchange's time.
+        began_at
+            When the first of `reads` was asked, by the database's clock.
 
         Raises
         ------
@@ -275,7 +282,12 @@ class CandleStore:
                 coverage.count(self.connection, self.files, now_ms)
             finally:
                 # A damaged file keeps the days of one month alone from being counted.
-                coverage.note_reads(self.connection, reads)
+                coverage.note_reads(self.connection, reads, began_at)
+
+    def database_now(self) -> datetime:
+        """The database's clock."""
+        with translated(self.place):
+            return gaps.database_now(self.connection)
 
     def claim_for(self, origin: str) -> None:
         """Say which market this store holds, at first use; prices of another one never mix with it.

@@ -196,11 +196,24 @@ WHERE missing > 0 AND read_at IS NOT NULL AND symbol = ANY(%s)
 GROUP BY symbol ORDER BY max(counted_at) DESC LIMIT %s
 """
 
+# Days whose values were changed by hand are read again at once, the others eight days after they closed.
 _TO_RECONCILE: Final[LiteralString] = """
 SELECT symbol, timeframe, day FROM trading.coverage
 WHERE (read_at AT TIME ZONE 'UTC') < trading.reconcile_at(timeframe, day)
-  AND trading.reconcile_at(timeframe, day) <= %s::timestamptz AT TIME ZONE 'UTC'
-  AND symbol = ANY(%s) AND missing = 0 AND present > 0 AND content_hash IS NOT NULL AND wanted
+  AND trading.reconcile_at(timeframe, day) <= %(now)s::timestamptz AT TIME ZONE 'UTC'
+  AND symbol = ANY(%(symbols)s) AND missing = 0 AND present > 0 AND content_hash IS NOT NULL AND wanted
+UNION
+SELECT symbol, timeframe, day FROM trading.landing_marks AS mark JOIN trading.coverage USING (symbol, timeframe, day)
+WHERE mark.changed_at IS NOT NULL AND symbol = ANY(%(symbols)s)
+  AND read_at IS NOT NULL AND missing = 0 AND present > 0 AND content_hash IS NOT NULL AND wanted
+"""
+
+_FORGET_CHANGES: Final[LiteralString] = """
+UPDATE trading.landing_marks AS mark SET changed_at = NULL
+FROM unnest(%s::text[], %s::text[], %s::date[], %s::int[]) AS read (symbol, timeframe, day, asked)
+JOIN trading.coverage AS known USING (symbol, timeframe, day)
+WHERE mark.symbol = read.symbol AND mark.timeframe = read.timeframe AND mark.day = read.day
+  AND mark.changed_at < %s AND known.content_hash IS NOT NULL AND read.asked >= known.expected
 """
 
 
@@ -433,8 +446,8 @@ def count_moved(
         Whether a file of an archived month whose damage is noted is read again; else its days wait, and nothing is
         raised for it.
     """
-    mark_landings(connection)
     connection.execute("SELECT trading.compare_partitions()")
+    mark_landings(connection)
     days: set[SeriesDay] = {SeriesDay(*row) for row in connection.execute(_BEHIND)}
     days.update(SeriesDay(*row) for row in connection.execute(_OPEN))
     counting = _Counting(connection, files, now_ms, reads_damaged=reads_damaged)
@@ -484,10 +497,15 @@ def recount(connection: Connection, files: ParquetStore, now_ms: int, days: Iter
     counting.done()
 
 
-def note_reads(connection: Connection, reads: Mapping[SeriesDay, Read]) -> None:
-    """Write down which days REST was asked for whole; one is verified where it served exactly what is held.
+def note_reads(connection: Connection, reads: Mapping[SeriesDay, Read], began_at: datetime | None = None) -> None:
+    """Note which days REST was asked for whole; one is verified if REST served exactly what is held.
 
     To be called after the days have been counted. Days that are still open cannot be read whole.
+
+    Parameters
+    ----------
+    began_at
+        When the reading began, by the database's clock. What was changed by hand before is put right by now.
     """
     if not reads:
         return
@@ -504,6 +522,9 @@ def note_reads(connection: Connection, reads: Mapping[SeriesDay, Read]) -> None:
                 [utc(reads[key].at_ms) for key in keys],
             ),
         )
+        if began_at is not None:
+            asked = [reads[key].asked for key in keys]
+            connection.execute(_FORGET_CHANGES, (*_columns(keys), asked, began_at))
 
 
 def series_coverage(
@@ -614,7 +635,9 @@ def judge_again(connection: Connection, month: SeriesMonth) -> None:
 
 def days_to_reconcile(connection: Connection, symbols: Sequence[str], now_ms: int) -> list[SeriesDay]:
     """The whole days that REST was read for and is to be read for once more by `now_ms`, the exchange's time."""
-    return [SeriesDay(*row) for row in connection.execute(_TO_RECONCILE, (utc(now_ms), list(symbols)))]
+    return [
+        SeriesDay(*row) for row in connection.execute(_TO_RECONCILE, {"now": utc(now_ms), "symbols": list(symbols)})
+    ]
 
 
 def due(timeframe: Timeframe, wanted: Range, now_ms: int) -> Range:

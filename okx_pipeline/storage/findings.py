@@ -12,7 +12,7 @@ from typing import Final, LiteralString
 from okx_pipeline.errors import UsageError, command
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.landing import SeriesDay
-from okx_pipeline.storage.partitions import DetachedMonth, detached_months
+from okx_pipeline.storage.partitions import DetachedMonth
 
 MOST_LISTED: Final = 1_000
 """Findings of a kind that are listed; the counts are of all."""
@@ -38,6 +38,17 @@ LEFT JOIN trading.accepted_findings AS accepted
    AND accepted.content_hash = known.content_hash
 WHERE NOT verdict.passed AND verdict.severity = 'critical'
 ORDER BY verdict.day DESC, verdict.symbol, verdict.timeframe, verdict.check_name, verdict.store
+"""
+
+_CHANGED: Final[LiteralString] = """
+SELECT known.symbol, known.timeframe, known.day, accepted.reason
+FROM trading.landing_marks AS mark
+JOIN trading.coverage AS known USING (symbol, timeframe, day)
+LEFT JOIN trading.accepted_findings AS accepted
+    ON accepted.symbol = known.symbol AND accepted.timeframe = known.timeframe AND accepted.day = known.day
+   AND accepted.content_hash = known.content_hash
+WHERE mark.changed_at IS NOT NULL AND known.content_hash IS NOT NULL AND known.wanted
+ORDER BY known.day DESC, known.symbol, known.timeframe
 """
 
 _DAMAGED: Final[LiteralString] = """
@@ -105,6 +116,16 @@ class FailingCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangedDay:
+    """A series-day whose values somebody changed by hand, until REST is read for it again."""
+
+    symbol: str
+    timeframe: str
+    day: date
+    accepted: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class DamagedMonth:
     """A series-month whose Parquet file is damaged, by its first day."""
 
@@ -132,10 +153,11 @@ class Findings:
     ----------
     detached
         Months whose partition somebody has detached.
-    missing, checks, files, incidents
+    missing, checks, changed, files, incidents
         What nobody has accepted, `MOST_LISTED` of each at the most.
-    missing_candles, missing_days, failing_days, failing_checks, damaged
-        How much of it there is in all: candles, series-days with missing ones, series-days and checks that fail, files.
+    missing_candles, missing_days, failing_days, failing_checks, changed_days, damaged
+        How much of it there is in all: candles, series-days with missing ones, series-days and checks that fail,
+        series-days changed by hand, files.
     accepted
         How many findings are accepted.
     series
@@ -144,12 +166,14 @@ class Findings:
 
     missing: list[MissingCandles] = field(default_factory=list)
     checks: list[FailingCheck] = field(default_factory=list)
+    changed: list[ChangedDay] = field(default_factory=list)
     files: list[DamagedMonth] = field(default_factory=list)
     incidents: list[OpenIncident] = field(default_factory=list)
     missing_candles: int = 0
     missing_days: int = 0
     failing_days: int = 0
     failing_checks: int = 0
+    changed_days: int = 0
     damaged: int = 0
     accepted: int = 0
     series: frozenset[tuple[str, str]] = frozenset()
@@ -172,28 +196,28 @@ def findings(connection: Connection) -> Findings:
     """Everything that the store knows to be wrong."""
     missing = [MissingCandles(*row) for row in connection.execute(_MISSING)]
     checks = [FailingCheck(*row) for row in connection.execute(_FAILING)]
+    changed = [ChangedDay(*row) for row in connection.execute(_CHANGED)]
     files = [DamagedMonth(*row) for row in connection.execute(_DAMAGED)]
     incidents = [OpenIncident(*row) for row in connection.execute(_INCIDENTS, (_SEEN_ELSEWHERE,))]
-    standing = [each for each in checks if each.accepted is None]
+    all_found: list[MissingCandles | FailingCheck | ChangedDay | DamagedMonth] = [*missing, *checks, *changed, *files]
     lacking = [each for each in missing if each.accepted is None]
+    failing = [each for each in checks if each.accepted is None]
+    touched = [each for each in changed if each.accepted is None]
     damaged = [each for each in files if each.accepted is None]
     return Findings(
         lacking[:MOST_LISTED],
-        standing[:MOST_LISTED],
+        failing[:MOST_LISTED],
+        touched[:MOST_LISTED],
         damaged[:MOST_LISTED],
         incidents[:MOST_LISTED],
         missing_candles=sum(each.missing for each in lacking),
         missing_days=len(lacking),
-        failing_days=len({(each.symbol, each.timeframe, each.day) for each in standing}),
-        failing_checks=len(standing),
+        failing_days=len({(each.symbol, each.timeframe, each.day) for each in failing}),
+        failing_checks=len(failing),
+        changed_days=len(touched),
         damaged=len(damaged),
-        accepted=len(missing) + len(checks) + len(files) - len(lacking) - len(standing) - len(damaged),
-        series=frozenset(
-            [(each.symbol, each.timeframe) for each in lacking]
-            + [(each.symbol, each.timeframe) for each in standing]
-            + [(each.symbol, each.timeframe) for each in damaged]
-        ),
-        detached=detached_months(connection),
+        accepted=sum(each.accepted is not None for each in all_found),
+        series=frozenset((each.symbol, each.timeframe) for each in all_found if each.accepted is None),
     )
 
 

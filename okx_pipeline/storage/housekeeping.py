@@ -16,7 +16,8 @@ PIECE: Final = 5_000
 _MARKS: Final[LiteralString] = """
 WITH old AS (
     SELECT symbol, timeframe, day FROM trading.landing_marks
-    WHERE projected >= revision AND counted >= revision AND landed_at < clock_timestamp() - %s * interval '1 day'
+    WHERE projected >= revision AND counted >= revision AND changed_at IS NULL
+      AND landed_at < clock_timestamp() - %s * interval '1 day'
     LIMIT %s
     FOR UPDATE SKIP LOCKED
 )

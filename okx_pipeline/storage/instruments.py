@@ -59,6 +59,13 @@ WHERE known.state <> 'delisted' AND NOT EXISTS (SELECT FROM pg_temp.listing WHER
     known_columns=sql.SQL(", ").join(sql.Identifier("known", name) for name in ("symbol", *_RULES[:-1])),
 )
 
+# The version in force is the latest.
+_LIVES: Final[LiteralString] = """
+SELECT symbol, min(listed_ms), (array_agg(expires_ms ORDER BY valid_from DESC))[1],
+       (array_agg(state ORDER BY valid_from DESC))[1]
+FROM trading.instruments WHERE true
+"""
+
 # The first and last candle of 5,000 series in 80 partitions take a quarter of a second. An archived month has its rows
 # in files alone, and the ledger knows their days.
 _SYMBOLS: Final[LiteralString] = """
@@ -182,16 +189,18 @@ def is_listing_recorded(connection: Connection) -> bool:
 
 
 def life_of(connection: Connection, symbol: str) -> Life | None:
-    """When `symbol` trades, by the latest version of it; None for one never listed."""
-    found = connection.execute(
-        "SELECT listed_ms, expires_ms, state FROM trading.current_instruments WHERE symbol = %s", (symbol,)
-    ).fetchone()
-    return Life(*found) if found else None
+    """When `symbol` trades or traded; None for one never listed. See `lives`."""
+    found = connection.execute(f"{_LIVES} AND symbol = %s GROUP BY symbol", (symbol,)).fetchone()
+    return Life(*found[1:]) if found else None
 
 
 def lives(connection: Connection) -> dict[str, Life]:
-    """When each symbol that was ever listed trades, by the latest version of it."""
-    found = connection.execute("SELECT symbol, listed_ms, expires_ms, state FROM trading.current_instruments")
+    """When each symbol that was ever listed trades or traded.
+
+    From the first listing of any version on: a symbol that is listed again under its old name keeps its first life, and
+    the time in between is what OKX is proven not to serve.
+    """
+    found = connection.execute(f"{_LIVES} GROUP BY symbol")
     return {symbol: Life(listed_ms, expires_ms, state) for symbol, listed_ms, expires_ms, state in found}
 
 

@@ -59,7 +59,8 @@ _REMARK: Final[LiteralString] = """
         landed_at = excluded.landed_at,
         corrected_at = coalesce(excluded.corrected_at, mark.corrected_at),
         streamed_at = coalesce(excluded.streamed_at, mark.streamed_at),
-        first_streamed_at = coalesce(mark.first_streamed_at, excluded.first_streamed_at)
+        first_streamed_at = coalesce(mark.first_streamed_at, excluded.first_streamed_at),
+        changed_at = coalesce(excluded.changed_at, mark.changed_at)
 """
 
 # The look at what is stored goes by the key, row by row: a join could choose to read whole months for a small batch.
@@ -176,14 +177,24 @@ VALUES (string_to_array(%s, ','), string_to_array(%s, ','), string_to_array(%s, 
 _MARK_NOTED: Final = sql.SQL(
     """
 WITH noted AS (
-    DELETE FROM trading.unmarked_landings RETURNING symbols, timeframes, days
+    DELETE FROM trading.unmarked_landings RETURNING symbols, timeframes, days, origin
 ), landed AS (
-    SELECT DISTINCT symbol, timeframe, day
+    SELECT symbol, timeframe, day, bool_or(origin = 'stream') AS streamed, bool_or(origin = 'values') AS changed
     FROM noted CROSS JOIN LATERAL unnest(symbols, timeframes, days) AS landed (symbol, timeframe, day)
+    GROUP BY symbol, timeframe, day
 )
-INSERT INTO trading.landing_marks AS mark (symbol, timeframe, day, streamed_at, first_streamed_at)
-SELECT symbol, timeframe, day, clock_timestamp(), clock_timestamp()
-FROM landed ORDER BY symbol, timeframe, day
+INSERT INTO trading.landing_marks AS mark (
+    symbol, timeframe, day, streamed_at, first_streamed_at, corrected_at, changed_at)
+SELECT symbol, timeframe, day, CASE WHEN streamed THEN clock_timestamp() END,
+       CASE WHEN streamed THEN clock_timestamp() END, CASE WHEN changed THEN clock_timestamp() END,
+       CASE WHEN changed THEN clock_timestamp() END
+FROM landed
+WHERE streamed OR NOT EXISTS (
+    SELECT FROM trading.candle_months AS month
+    WHERE month.symbol = landed.symbol AND month.timeframe = landed.timeframe AND month.state = 'archived'
+      AND month.month = date_trunc('month', landed.day)
+)
+ORDER BY symbol, timeframe, day
 {remark}
 """
 ).format(remark=sql.SQL(_REMARK))
@@ -327,7 +338,7 @@ def land(
 
 
 def mark_landings(connection: Connection) -> None:
-    """Make the marks of landings of which there is only a note: to be called after them, and by whoever goes by marks.
+    """Make the marks of landings and changes that left only a note: called after a landing, and by readers of marks.
 
     Raises
     ------
@@ -340,7 +351,7 @@ def mark_landings(connection: Connection) -> None:
 def leave_marks(connection: Connection, days: Collection[SeriesDay]) -> None:
     """Mark `days` as changed, so that they are counted and projected again; those of archived months are left out."""
     if days:
-        connection.execute("SELECT trading.leave_marks(%s, %s, %s, false)", _columns(days))
+        connection.execute("SELECT trading.leave_marks(%s, %s, %s, 'rows')", _columns(days))
 
 
 def mark_uncounted(connection: Connection, days: Collection[SeriesDay]) -> None:

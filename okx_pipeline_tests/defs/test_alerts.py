@@ -17,7 +17,9 @@ from okx_pipeline.defs.quality.outcomes import Outcome, report
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.storage.alert_sources import daemon_silent_s
 from okx_pipeline.storage.alerts import open_incidents
-from okx_pipeline.storage.database import Connection, DatabaseError, one
+from okx_pipeline.storage.damage import note_damage
+from okx_pipeline.storage.database import Connection, DatabaseError
+from okx_pipeline.storage.parquet import SeriesMonth
 from okx_pipeline.storage.stream_status import Heartbeat, beat
 from okx_pipeline_tests.alerts.sink_server import Answer, SinkServer, sink_server
 
@@ -89,16 +91,23 @@ def texts(hook: SinkServer) -> list[str]:
     return [request.json["text"].removeprefix("okx-pipeline ") for request in hook.requests]
 
 
-def test_it_skips_and_does_nothing_where_nobody_is_to_be_told(
+def test_incidents_are_kept_where_nobody_is_to_be_told(
     instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection
 ) -> None:
+    month = SeriesMonth("BTC-USDT-SWAP", "1h", date(2026, 7, 1))
+    connection.execute(
+        "INSERT INTO trading.candle_months (symbol, timeframe, month, state, content_hash) "
+        "VALUES (%s, %s, %s, 'archived', '')",
+        month,
+    )
+    note_damage(connection, month, "it is gone")
     context = dg.build_sensor_context(
         instance, resources={"pipeline": pipeline}, repository_def=defs.get_repository_def()
     )
     result = alerts.evaluate_tick(context)
-    assert str(result.skip_message).startswith("nobody is to be told: set OKX_ALERT_WEBHOOK_URL")
-    assert daemon_silent_s(connection) is None
-    assert one(connection, "SELECT count(*) FROM trading.alerts") == 0
+    assert str(result.skip_message).startswith("1 incidents open; nobody is told: set OKX_ALERT_WEBHOOK_URL")
+    assert daemon_silent_s(connection) is not None
+    assert [each.subject for each in open_incidents(connection, "damaged_archive")] == ["BTC-USDT-SWAP"]
 
 
 def test_it_runs_by_default_every_minute_and_is_what_dagster_loads() -> None:

@@ -11,7 +11,7 @@ from okx_pipeline.storage.audit import audit
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import count_moved, day_coverage
 from okx_pipeline.storage.database import Database, one
-from okx_pipeline.storage.landing import SeriesDay
+from okx_pipeline.storage.landing import SeriesDay, mark_landings
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.partitions import leave_archived_out
 from okx_pipeline.storage.projection import archive_month, restore_month
@@ -46,6 +46,7 @@ def candle(symbol: str, open_ms: int, volume: str = "5") -> Candle:
 
 def marked(store: CandleStore) -> set[SeriesDay]:
     """The days that wait to be counted and to be projected."""
+    mark_landings(store.connection)
     found = store.connection.execute(
         "SELECT symbol, timeframe, day FROM trading.landing_marks WHERE counted < revision AND projected < revision"
     )

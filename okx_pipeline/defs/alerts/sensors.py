@@ -20,15 +20,16 @@ from okx_pipeline.storage.alerts import forget_old
     name="okx_alerts",
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Tells a webhook and Telegram, once each, what went wrong and what is well again.",
+    description="Keeps what is wrong as incidents, and tells a webhook and Telegram of each once, and when it is over.",
 )
-def alerts(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.SensorResult | dg.SkipReason:
-    """A sink that does not answer costs a tick some seconds, and is told at a later one."""
+def alerts(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.SensorResult:
+    """Incidents are kept whether anybody is told or not: `status` shows the open ones.
+
+    A sink that does not answer costs a tick some seconds, and is told at a later one.
+    """
     settings = pipeline.settings()
     sinks = sinks_of(settings)
-    if not sinks:
-        return dg.SkipReason("nobody is to be told: set OKX_ALERT_WEBHOOK_URL, or OKX_TELEGRAM_TOKEN and _CHAT")
-    # From its first tick on: what failed before anybody was to be told is history.
+    # Runs that failed before the first tick are history.
     since = datetime.fromisoformat(context.cursor) if context.cursor else datetime.now(tz=UTC)
     runs = FailedRuns(context.instance, since)
     assert context.repository_def is not None
@@ -47,5 +48,7 @@ def alerts(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.Sensor
             incidents = look(connection, sources, [sink.name for sink in sinks])
             forget_old(connection)
         delivered = asyncio.run(deliver(database, sinks))
-    told = "; ".join(map(str, delivered))
+    told = "; ".join(map(str, delivered)) or (
+        "nobody is told: set OKX_ALERT_WEBHOOK_URL, or OKX_TELEGRAM_TOKEN and OKX_TELEGRAM_CHAT"
+    )
     return dg.SensorResult(cursor=runs.since.isoformat(), skip_reason=f"{len(incidents)} incidents open; {told}")
