@@ -201,7 +201,7 @@ def run(
                 try:
                     _prepare(settings, database)
                     # Only now: a home that holds another market has just been refused.
-                    if replay is not None:
+                    if replay is not None and not stop.is_set():
                         _continue_replay(settings, database, children[0], replay_now_ms, say)
                         _note_replay(settings)
                     with database.connect() as connection:
