@@ -100,6 +100,14 @@ MUTATIONS: Final = (
         ("faults/test_order.py::test_writers_of_the_same_keys_wait_for_each_other_and_never_in_a_circle",),
     ),
     Mutation(
+        "a landing that was ended by a deadlock, or lost its partition, begins anew",
+        (Edit(LANDING, "_TRIES: Final = 3\n", "_TRIES: Final = 1\n"),),
+        (
+            "faults/test_order.py::test_of_two_landings_that_wait_for_each_other_both_land",
+            "storage/test_partitions.py::test_what_lands_while_its_partition_is_dropped_lands",
+        ),
+    ),
+    Mutation(
         "a row that is there already is not written again",
         (
             Edit(

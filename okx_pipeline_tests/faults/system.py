@@ -221,6 +221,14 @@ class System(Stand):
         )
         return int(found[0][0]) if found else 0
 
+    def errors(self) -> dict[str, int]:
+        """What failed in the sidecar that sent the last heartbeat; it tries everything again, so nothing else tells."""
+        [(errors,)] = self.rows(
+            "SELECT counters -> 'errors' FROM trading.stream_status ORDER BY heartbeat_at DESC LIMIT 1"
+        )
+        assert isinstance(errors, dict)
+        return errors
+
 
 @contextmanager
 def system(

@@ -211,7 +211,7 @@ def test_the_first_candles_of_a_month_without_a_partition_make_it(make_system: M
         drop(system, "2026_10")
     system.lets_pass(1)
     system.recovers()
-    assert system.counter("database away") == 0
+    assert system.errors() == {}
     assert system.rows("SELECT * FROM trading.candlesticks_2026_09")
     # There is none that would take what belongs elsewhere.
     assert system.rows("SELECT partdefid::int FROM pg_partitioned_table") == [(0,)]
@@ -241,7 +241,7 @@ def test_what_opens_in_a_detached_month_waits_and_is_told_while_all_else_lands(m
         connection.execute(detached.remedy)  # type: ignore[arg-type]
         assert detached_partitions(connection) == []
     system.recovers()
-    assert system.counter("left to gap repair") == 0
+    assert system.errors().keys() == {"month detached"}
 
 
 # Migrations
