@@ -44,7 +44,7 @@ from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.storage.process_lock import Holder, ProcessLock
 from okx_pipeline.storage.stream_status import last_exchange_ms, sidecar_asked_for_s, sidecar_status
 from okx_pipeline.storage.subscriptions import seed_subscriptions
-from okx_pipeline.timeframes import day_ms, utc
+from okx_pipeline.timeframes import day_ms, iso, utc
 from okx_pipeline.up_guard import STOP_WITHIN_S, end_group
 
 log = logging.getLogger(__name__)
@@ -399,9 +399,8 @@ def _continue_replay(settings: Settings, database: Database, child: Child, asked
     if stopped_ms is None:
         return
     if asked_ms is not None and asked_ms < stopped_ms:
-        asked, stopped = (f"{utc(ms):%Y-%m-%dT%H:%M:%SZ}" for ms in (asked_ms, stopped_ms))
         raise UsageError(
-            f"--now {asked} lies before {stopped}, where the replay of this home stopped; "
+            f"--now {iso(asked_ms)} lies before {iso(stopped_ms)}, where the replay of this home stopped; "
             "leave --now out to go on from there, or set OKX_HOME to a new home"
         )
     try:
@@ -409,7 +408,7 @@ def _continue_replay(settings: Settings, database: Database, child: Child, asked
         if clock["now_ms"] < stopped_ms:
             put = {"now_ms": stopped_ms}
             httpx.post(f"{settings.rest_url}/replay/clock", json=put, timeout=5, trust_env=False).raise_for_status()
-            say(f"the replay goes on from {utc(stopped_ms):%Y-%m-%dT%H:%M:%SZ}, where it stopped")
+            say(f"the replay goes on from {iso(stopped_ms)}, where it stopped")
     except httpx.HTTPError as problem:
         raise PipelineError(f"the replay exchange does not take its time: {problem} (log: {child.log})") from problem
 

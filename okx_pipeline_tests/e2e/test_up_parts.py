@@ -166,7 +166,7 @@ def test_a_replay_goes_on_where_its_home_stopped_and_so_it_does_when_it_dies(
     assert time_of(replay) == NOON_MS, "a new home begins where it is told to"
     beat(connection, Heartbeat("here:1", "stopped", NOON_MS + 90_500))
     beat(connection, Heartbeat("here:2", "starting"))
-    assert go_on(replay, database) == ["the replay goes on from 2026-08-22T12:01:30Z, where it stopped"]
+    assert go_on(replay, database) == ["the replay goes on from 2026-08-22T12:01:30.500Z, where it stopped"]
     assert time_of(replay) == NOON_MS + 90_500
     assert go_on(replay, database) == []
 
@@ -206,6 +206,6 @@ def test_a_moment_before_what_the_home_has_seen_is_refused(
     with pytest.raises(UsageError) as told:
         go_on(replay, database, NOON_MS)
     assert str(told.value) == (
-        "--now 2026-08-22T12:00:00Z lies before 2026-08-23T12:00:00Z, where the replay of this home stopped; "
+        "--now 2026-08-22T12:00Z lies before 2026-08-23T12:00Z, where the replay of this home stopped; "
         "leave --now out to go on from there, or set OKX_HOME to a new home"
     )

@@ -613,7 +613,7 @@ def test_a_backend_that_outlives_its_postmaster_is_waited_for(home: Path, use: C
         orphan.suspend()  # so that it does not notice
         postmaster_of(home).kill()
         newcomer = use(home)
-        assert newcomer.hear("waits") == "waiting for the embedded PostgreSQL to be ready", "nothing recovers yet"
+        told = newcomer.hear("waits")
         assert orphan.is_running()
         assert not EmbeddedPostgres.is_running(home)
         orphan.kill()
@@ -621,6 +621,7 @@ def test_a_backend_that_outlives_its_postmaster_is_waited_for(home: Path, use: C
         busy.wait()
     first.close()
     newcomer.close()
+    assert told == "waiting for the embedded PostgreSQL to be ready", "nothing was recovering"
 
 
 def test_a_stale_pid_that_belongs_to_somebody_else_now_does_not_prevent_a_start(home: Path) -> None:
