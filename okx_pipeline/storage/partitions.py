@@ -99,11 +99,9 @@ class DetachedMonth(NamedTuple):
     def remedy(self) -> str:
         """The SQL that attaches it again."""
         name = f"trading.{name_of(self.month)}"
-        lower_ms, upper_ms = month_bounds(self.month)
+        bounds = "FROM ({}) TO ({})".format(*month_bounds(self.month))
         finish = f"ALTER TABLE trading.candlesticks DETACH PARTITION {name} FINALIZE; " if self.unfinished else ""
-        attach = (
-            f"ALTER TABLE trading.candlesticks ATTACH PARTITION {name} FOR VALUES FROM ({lower_ms}) TO ({upper_ms})"
-        )
+        attach = f"ALTER TABLE trading.candlesticks ATTACH PARTITION {name} FOR VALUES {bounds}"
         return finish + attach
 
     def __str__(self) -> str:

@@ -224,8 +224,8 @@ MUTATIONS: Final = (
         (
             Edit(
                 "okx_pipeline/storage/database.py",
-                "connection.execute(_DURABLE if durable else _NOT_DURABLE)\n                connection.autocommit",
-                "connection.execute(_NOT_DURABLE)\n                connection.autocommit",
+                "                connection.execute(_DURABLE if durable else _NOT_DURABLE)\n                if watched",
+                "                connection.execute(_NOT_DURABLE)\n                if watched",
             ),
         ),
         ("storage/test_database.py::test_a_connection_speaks_utc_and_commits_durably_unless_told_otherwise",),

@@ -19,6 +19,7 @@ from okx_pipeline.storage.database import Connection, Database, one
 from okx_pipeline.storage.landing import land
 from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore, SeriesMonth
 from okx_pipeline.storage.partitions import (
+    DetachedMonth,
     DetachedMonthError,
     InUseError,
     detached_months,
@@ -263,20 +264,20 @@ def test_a_swap_needs_a_copy_built_in_its_own_transaction(filled: CandleStore) -
     assert held(filled.connection) == before
 
 
-@pytest.mark.parametrize("how", ["detached", "interrupted"])
+DETACH = "ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2026_06"
+
+
+def attach_again(connection: Connection) -> None:
+    for each in detached_months(connection):
+        for statement in each.remedy.split("; "):
+            connection.execute(statement)  # type: ignore[arg-type]
+    assert detached_months(connection) == []
+
+
 def test_a_detached_month_keeps_out_its_own_rows_alone_and_its_error_says_how_to_attach_it_again(
-    filled: CandleStore, database: Database, how: str
+    filled: CandleStore,
 ) -> None:
-    detach = "ALTER TABLE trading.candlesticks DETACH PARTITION trading.candlesticks_2026_06"
-    if how == "detached":
-        filled.connection.execute(detach)
-    else:
-        with database.connect() as reader, reader.transaction():
-            one(reader, "SELECT count(*) FROM trading.candlesticks")
-            filled.connection.execute("SET statement_timeout = '100ms'")
-            with pytest.raises(psycopg.errors.QueryCanceled):
-                filled.connection.execute(f"{detach} CONCURRENTLY")
-            filled.connection.execute("RESET statement_timeout")
+    filled.connection.execute(DETACH)
     in_june, in_july = candle(END_MS - MINUTE_MS), candle(END_MS)
     with pytest.raises(DetachedMonthError, match=r"^the partition of 2026-06 is detached, .* ATTACH PARTITION") as told:
         filled.land([in_june, in_july], source=Source.WEBSOCKET)
@@ -284,11 +285,24 @@ def test_a_detached_month_keeps_out_its_own_rows_alone_and_its_error_says_how_to
     assert told.value.months == detached_months(filled.connection)
     assert told.value.divide([in_june, in_july]) == ([in_june], [in_july])
     assert filled.land([in_july], source=Source.WEBSOCKET).inserted == 1
-    for statement in detached_months(filled.connection)[0].remedy.split("; "):
-        filled.connection.execute(statement)  # type: ignore[arg-type]
-    assert detached_months(filled.connection) == []
+    attach_again(filled.connection)
     assert filled.land([in_june], source=Source.WEBSOCKET).inserted == 1
     assert len(held(filled.connection)) == 2_098
+
+
+def test_a_detach_that_was_interrupted_is_found_and_finished_before_the_month_is_attached_again(
+    filled: CandleStore, database: Database
+) -> None:
+    with database.connect() as somebody, database.connect() as reader, reader.transaction():
+        one(reader, "SELECT count(*) FROM trading.candlesticks")
+        somebody.execute("SET statement_timeout = '100ms'")
+        while not detached_months(filled.connection):
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                somebody.execute(f"{DETACH} CONCURRENTLY")
+    # Whether a session still lands in it until then depends on what it has cached.
+    assert detached_months(filled.connection) == [DetachedMonth(JUNE, unfinished=True)]
+    attach_again(filled.connection)
+    assert len(held(filled.connection)) == 2_096
 
 
 def test_of_several_detached_months_an_error_names_each(filled: CandleStore) -> None:
@@ -300,8 +314,7 @@ def test_of_several_detached_months_an_error_names_each(filled: CandleStore) -> 
     # Rows that no market can have stand in a table of their own.
     refused = Refused(BTC, "1m", START_MS, "a price is zero", "[]")
     assert filled.land([], [refused], source=Source.REST).quarantined == 1
-    for each in detached_months(filled.connection):
-        filled.connection.execute(each.remedy)  # type: ignore[arg-type]
+    attach_again(filled.connection)
 
 
 def archive_and_die(url: str, root: str, owner: str, function: str, call: int, after: bool) -> None:
