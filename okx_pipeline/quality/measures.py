@@ -126,7 +126,7 @@ def series_frame(
                 "uncounted": "the ledger has no row of the day yet" if ledger is None else None,
                 "mismatches": differing[key, False],
                 "mismatches_of_okx": differing[key, True],
-                **_parity_facts(parity.get(key)),
+                **_parity_facts(parity.get(key), flaws.unreadable),
             }
         )
     frame = pd.DataFrame(facts)
@@ -153,7 +153,11 @@ def notes(rows: DayRows, rules: Mapping[str, InstrumentRules], frame: Any) -> di
     return told
 
 
-def _parity_facts(found: Parity | None) -> dict[str, str | None]:
+def _parity_facts(found: Parity | None, unreadable: str | None) -> dict[str, str | None]:
+    if unreadable is not None or (found is not None and found.parquet is None):
+        # What the file says of itself proves nothing of rows that nobody can read.
+        told = f"not judged: {unreadable or 'the Parquet file cannot be read'}"
+        return {"parity_difference": told, "projection_waits": None}
     if found is None or found.postgres == found.parquet:
         return {"parity_difference": None, "projection_waits": None}
     told = f"PostgreSQL has {_hash(found.postgres)}, Parquet {_hash(found.parquet)}"
