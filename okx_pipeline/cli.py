@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from okx_pipeline.quality.gaps import Wanted as GapsWanted
     from okx_pipeline.quality.gaps_report import GapsReport
     from okx_pipeline.quality.verdicts import DayJudged
+    from okx_pipeline.ranges import Range as TimeRange
     from okx_pipeline.settings import Settings
     from okx_pipeline.storage.database import Connection, Database
     from okx_pipeline.storage.instruments import ListedSymbol
@@ -451,6 +452,8 @@ def backup(file: Annotated[str, typer.Argument(metavar="FILE", help="A file that
 
     settings = _settings()
     with _database(settings, existing=True) as database:
+        with database.connect() as connection:
+            _refuse_empty_scope(connection)
         made = back_up(settings, database, _absolute(file))
     _print(f"{made.months:,} months of series, {made.archived:,} of them archived, in {made.size / 1e6:,.1f} MB")
 
@@ -514,20 +517,22 @@ def _restore_month(
 def status(as_json: Json = False) -> None:
     """Whether the store is healthy, and what each series holds; exit status 1 if it is not."""
     from okx_pipeline.monitor.health import problem_of
+    from okx_pipeline.storage.wanted import nothing_in_scope
 
     settings = _settings()
     try:
         place, store, held, stream = _overview(settings)
-    except PipelineError as failure:
+    except PipelineError as unread:
         if as_json:
-            _print_json({"healthy": False, "problem": str(failure)})
+            _print_json({"healthy": False, "problem": str(unread)})
         raise
     problem = problem_of(store, stream)
+    failure = nothing_in_scope() if not store.series else PipelineError(problem) if problem is not None else None
     if as_json:
         _print_json(
             {
-                "healthy": problem is None,
-                "problem": problem,
+                "healthy": failure is None,
+                "problem": None if failure is None else str(failure),
                 "database": place,
                 "parquet": settings.parquet_root,
                 "stream": asdict(stream),
@@ -540,8 +545,8 @@ def status(as_json: Json = False) -> None:
         )
     else:
         _print_status(settings, place, store, held, stream)
-    if problem is not None:
-        raise PipelineError(problem)
+    if failure is not None:
+        raise failure
 
 
 @app.command()
@@ -587,12 +592,16 @@ def monitor(
 ) -> None:
     """The stream and the store live in this terminal, the worst series first; q or Ctrl-C ends it."""
     from okx_pipeline.monitor import terminal
+    from okx_pipeline.storage.migrations import pending_migrations
 
     settings = _settings()
     with _database(settings, migrated=False, existing=True) as database:
         if not once:
             terminal.watch(settings, database)
             return
+        with database.connect() as connection:
+            if not pending_migrations(connection):
+                _refuse_empty_scope(connection)
         problem = terminal.once(settings, database)
     if problem is not None:
         raise PipelineError(problem)
@@ -788,12 +797,63 @@ def unsubscribe(
 
 
 @app.command()
+def forget(
+    symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="As BTC-USDT-SWAP or ETH-USDT.")],
+    timeframes: Annotated[
+        str | None, typer.Option("--timeframes", metavar="5m,1h", help="Comma-separated; default: all of them.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", metavar="DATE", help="First UTC day, as 2026-08-01; default: the first.")
+    ] = None,
+    end: Annotated[
+        str | None,
+        typer.Option("--end", metavar="DATE", help="The UTC day after the last one; default: all later ones."),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the rows of those days, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """End what a backfill, or a subscription that ended, has made wanted. Rows stay, unless they are deleted."""
+    from okx_pipeline.candles import parse_symbol
+    from okx_pipeline.ranges import Range
+    from okx_pipeline.storage.wanted import FOR_EVER_MS
+    from okx_pipeline.timeframes import DAY_MS, day_ms, day_of
+
+    settings = _settings()
+    named, lengths = parse_symbol(symbol), _timeframes(timeframes)
+    first, last = _range(start, end)
+    within = Range(0 if first is None else day_ms(first), FOR_EVER_MS if last is None else day_ms(last))
+    with _database(settings, existing=True) as database:
+        forgotten, rows = asyncio.run(_forget(settings, database, named, lengths, within, delete=delete))
+    if as_json:
+        ranges = [(timeframe, piece) for timeframe, pieces in forgotten.items() for piece in pieces]
+        _print_json(
+            {
+                "symbol": named,
+                "forgotten": [
+                    {"timeframe": timeframe.name, "since_ms": piece.start_ms, "until_ms": piece.end_ms}
+                    for timeframe, piece in ranges
+                ],
+                "deleted": rows,
+            }
+        )
+        return
+    for timeframe, pieces in forgotten.items():
+        for piece in pieces:
+            last_day = day_of(piece.end_ms - 1 + -piece.end_ms % DAY_MS)
+            _print(f"{named:<20} {timeframe!s:>4}  {day_of(piece.start_ms)} to {last_day} is not wanted any more")
+    if delete:
+        _print(f"{rows:,} candles deleted")
+
+
+@app.command()
 def subscriptions(as_json: Json = False) -> None:
     """What is collected, and since when."""
     from okx_pipeline.storage.subscriptions import subscriptions as wanted
 
     with _database(_settings(), existing=True) as database, database.connect() as connection:
         found = wanted(connection)
+    if not found:
+        _tell(f"nothing is subscribed; see: {command('subscribe --help')}")
     _print_subscriptions(found, as_json)
 
 
@@ -916,10 +976,10 @@ def _refuse_unknown(connection: "Connection", symbols: Sequence[str]) -> None:
 
 def _refuse_empty_scope(
     connection: "Connection",
-    symbols: Sequence[str],
-    timeframes: "Sequence[Timeframe]",
-    first: date | None,
-    last: date | None,
+    symbols: Sequence[str] = (),
+    timeframes: "Sequence[Timeframe]" = (),
+    first: date | None = None,
+    last: date | None = None,
 ) -> None:
     """Refuse what nobody wants and nothing is held of: an answer about nothing would pass for a good one."""
     from okx_pipeline.storage.wanted import is_in_scope, nothing_in_scope
@@ -987,6 +1047,9 @@ def _print_judged(document: dict[str, Any]) -> None:
         level = "error" if each["severity"] == "critical" else each["severity"]
         place = "" if each["store"] == "postgres" else " in Parquet"
         _print(f"{each['day']} {each['symbol']} {each['timeframe']}{place}: {level} in {each['check']}: {found}")
+    if not document["series_days"]:
+        _print("nothing is judged: no day of that is both over and read from OKX yet")
+        return
     _print(
         "{days:,} days of {series_days:,} series-days judged: {errors:,} errors, {warnings:,} warnings; "
         "report: {report}".format(**document)
@@ -1026,6 +1089,40 @@ async def _account(settings: "Settings", database: "Database") -> None:
 
     async with Backfill.opened(settings, database) as filling:
         await asyncio.to_thread(filling.store.account, await filling.known_ms())
+
+
+async def _forget(
+    settings: "Settings",
+    database: "Database",
+    symbol: str,
+    timeframes: "Sequence[Timeframe]",
+    within: "TimeRange",
+    *,
+    delete: bool,
+) -> "tuple[dict[Timeframe, list[TimeRange]], int]":
+    from okx_pipeline.history.backfill import Backfill
+    from okx_pipeline.storage.forgetting import delete_unwanted, refuse_archived
+    from okx_pipeline.storage.wanted import forget as end_wanted
+    from okx_pipeline.timeframes import day_of
+
+    async with Backfill.opened(settings, database) as filling:
+        store = filling.store
+        now_ms = await filling.known_ms()
+        days = day_of(within.start_ms), None if within.end_ms > now_ms else day_of(within.end_ms)
+        _refuse_empty_scope(store.connection, [symbol], timeframes, *days)
+        if delete:
+            refuse_archived(store.connection, symbol, timeframes, within)
+        forgotten = end_wanted(store.connection, symbol, timeframes, within)
+        rows = 0
+        if delete:
+            rows = await asyncio.to_thread(
+                delete_unwanted, store.connection, store.files, symbol, timeframes, within, now_ms
+            )
+        await asyncio.to_thread(store.account, now_ms)
+    if not forgotten and not rows:
+        held = "" if delete else "; with --delete, rows that are held go all the same"
+        raise UsageError(f"nothing of {symbol} is wanted there any more{held}")
+    return forgotten, rows
 
 
 async def _check_collectable(

@@ -474,7 +474,6 @@ def test_the_schema_is_brought_up_to_date_once(
     assert figures(program("migrate", "--json")) == {"applied": known_migrations()}
     assert figures(program("migrate", "--json")) == {"applied": []}
     assert done(program("migrate")).stdout == "the schema is up to date\n"
-    assert done(program("status")).stderr == ""
     dagsters = program("migrate", "--dagster", "--json")
     assert figures(dagsters) == {"applied": []}
     assert dagsters.stderr == "Dagster's tables are up to date\n"
@@ -504,7 +503,9 @@ def test_why_dagsters_tables_could_not_be_brought_up_to_date_is_one_line(
 
 
 def test_the_status_shows_what_each_series_holds(program: Program, database: Database) -> None:
-    assert figures(program("status", "--json"))["series"] == []
+    empty = program("status", "--json")
+    assert (document(empty, 2)["healthy"], document(empty, 2)["series"]) == (False, [])
+    assert NOTHING in empty.stderr
     done(program(*HOURLY))
     status = figures(program("status", "--json"))
     assert status["healthy"] is True
@@ -518,11 +519,16 @@ def test_the_status_shows_what_each_series_holds(program: Program, database: Dat
         "last_ms": first_ms + (ROWS - 1) * 3_600_000,
         "projected_rows": ROWS,
         "waiting": False,
+        **dict.fromkeys(("expected", "present"), ROWS),
+        **dict.fromkeys(("absent", "quarantined", "missing", "fetching", "overdue", "in_gaps"), 0),
+        "percent": 100.0,
     }
-    assert f"{BTC}          1h  2026-08-10 00:00 to 2026-08-11 23:00 UTC, 48 in Parquet\n" in program("status").stdout
+    told = f"{BTC}          1h  2026-08-10 00:00 to 2026-08-11 23:00 UTC, 100 % of 48 expected, 48 in Parquet\n"
+    assert told in program("status").stdout
 
 
-def test_output_that_nobody_reads_is_no_traceback(program: Program) -> None:
+def test_output_that_nobody_reads_is_no_traceback(program: Program, database: Database) -> None:
+    want(database, FIRST_MS, BTC)
     readable, writable = os.pipe()
     os.close(readable)
     with program.start("status", "--json", stdout=writable) as process:
@@ -633,7 +639,7 @@ def test_a_first_day_that_is_not_taken_is_told_and_taken_after_unsubscribing(pro
     assert ended.stderr == "ETH-USDT: not subscribed; see: okx-pipeline subscriptions\n"
     again = program(*subscribe, "--since", "2026-08-10")
     assert (since(again), again.stderr) == ("2026-08-10", "")
-    # What lies before is expected no more.
+    # What lies before was neither read nor held, and is not wanted any more.
     [held] = document(program("coverage", "--json"), 0)
     assert (held["first"], held["missing"]) == ("2026-08-10", 12 * 24)
     assert figures(program("status", "--json"))["missing"] == 12 * 24
@@ -676,6 +682,7 @@ def test_symbols_are_listed_with_what_is_subscribed_and_held_of_them(
 
 # Completeness
 
+NOTHING = "error: there is nothing that is subscribed, wanted or held; see: "
 FIRST_MS = day_ms(date(2026, 8, 10))
 HOUR_MS = 3_600_000
 SECOND = ("--start", "2026-08-11", "--end", "2026-08-12")
@@ -708,7 +715,8 @@ def document(ended: "subprocess.CompletedProcess[str]", status: int) -> Any:
 
 
 def test_gaps_are_told_mended_and_then_gone(collected: Program, database: Database) -> None:
-    whole = {"checked": ROWS, "present": ROWS, "quarantined": 0, "missing": 0, "absent": 0, "gaps": []}
+    whole = dict.fromkeys(("quarantined", "missing", "fetching", "absent"), 0)
+    whole |= {"checked": ROWS, "present": ROWS, "gaps": []}
     assert figures(collected("gaps", *DAYS, "--json")) == whole
 
     lose(database, 3, 4, 5, 30)
@@ -737,17 +745,20 @@ def test_gaps_are_told_mended_and_then_gone(collected: Program, database: Databa
 
 def test_gaps_looks_at_what_is_subscribed_where_nothing_is_named(program: Program, database: Database) -> None:
     want(database, day_ms(date(2026, 8, 21)), BTC, "ETH-USDT-SWAP")
-    found = document(program("gaps", "--json"), 1)
+    found = document(program("gaps", "--json"), 0)
     # The hour that closed a moment ago is not due for another minute.
     assert (found["checked"], found["missing"], found["present"]) == (48, 48, 0)
+    assert found["fetching"] == 48, "nobody has read those days from REST yet"
+    [line, _] = done(program("gaps")).stdout.splitlines()
+    assert line == f"{BTC}          1h  24 checked, 0 present, 0 missing, 24 being fetched, 0 absent, 0 in quarantine"
     assert [(gap["symbol"], gap["candles"]) for gap in found["gaps"]] == [(BTC, 24), ("ETH-USDT-SWAP", 24)]
     assert figures(program("gaps", "--repair", "--json"))["present"] == 48
 
 
 def test_of_a_gap_only_what_was_looked_at_is_told(program: Program, database: Database) -> None:
     want(database, FIRST_MS, BTC)
-    assert document(program("gaps", "--json"), 1)["gaps"][0]["candles"] == 12 * 24
-    found = document(program("gaps", *SECOND, "--json"), 1)
+    assert document(program("gaps", "--json"), 0)["gaps"][0]["candles"] == 12 * 24
+    found = document(program("gaps", *SECOND, "--json"), 0)
     assert (found["checked"], found["missing"]) == (24, 24)
     [gap] = found["gaps"]
     assert (gap["first_ms"], gap["candles"]) == (FIRST_MS + 24 * HOUR_MS, 24)
@@ -805,21 +816,89 @@ def test_what_okx_cannot_serve_now_is_still_missing_after_a_repair(
     assert ended.stderr == "error: 1 candles are missing; OKX did not serve them now\n"
 
 
-def test_where_nothing_is_subscribed_nothing_is_missing(program: Program) -> None:
-    ended = done(program("gaps"))
-    assert (ended.stdout, ended.stderr) == ("nothing is subscribed; see: okx-pipeline subscribe --help\n", "")
-    nothing = {"checked": 0, "present": 0, "quarantined": 0, "missing": 0, "absent": 0, "gaps": []}
-    assert figures(program("gaps", "--repair", "--json")) == nothing
-    assert done(program("coverage")).stdout == "nothing is subscribed; name --symbols\n"
+@pytest.mark.parametrize(
+    "command",
+    [
+        "gaps",
+        "gaps --json",
+        "gaps --repair",
+        "coverage",
+        "coverage --json",
+        "validate",
+        "export -",
+        "backup b",
+        "monitor --once",
+    ],
+)
+def test_a_command_about_nothing_says_so_and_fails(program: Program, command: str) -> None:
+    refused(program(*command.split()), 2, NOTHING, "okx-pipeline subscribe --help")
+
+
+def test_a_command_about_what_is_not_due_yet_says_so(program: Program, database: Database) -> None:
+    want(database, day_ms(date(2026, 8, 22)) + HOUR_MS, BTC)
+    nothing = {"checked": 0, "present": 0, "quarantined": 0, "missing": 0, "fetching": 0, "absent": 0, "gaps": []}
+    assert figures(program("gaps", "--json")) == nothing
+    for command in ("gaps", "coverage"):
+        assert done(program(command)).stdout == "nothing that is wanted is due yet\n"
     assert document(program("coverage", "--json"), 0) == []
+    refused(program("coverage", *DAYS), 2, NOTHING)
+    refused(program("validate", "--timeframes", "4h"), 2, NOTHING)
 
 
-def test_gaps_of_what_was_never_subscribed_need_a_start_and_a_listing(program: Program, database: Database) -> None:
+def test_what_a_backfill_brought_is_in_the_scope_of_every_command_until_it_is_forgotten(
+    program: Program, database: Database
+) -> None:
+    done(program(*HOURLY))
+    done(program("backfill", *SECOND, "--symbols", "ETH-USDT-SWAP", "--timeframes", "1h"))
+    lose(database, 3, 30)
+    # Both symbols have the candle of the second day.
+    for scope in ((), ("--symbols", f"{BTC},ETH-USDT-SWAP")):
+        found = document(program("gaps", *scope, "--json"), 1)
+        assert (found["checked"], found["missing"], found["fetching"]) == (ROWS + 24, 3, 0)
+    rows = document(program("coverage", "--json"), 0)
+    assert [(each["symbol"], each["expected"], each["missing"]) for each in rows] == [
+        (BTC, ROWS, 2),
+        ("ETH-USDT-SWAP", 24, 1),
+    ]
+    judged = document(program("validate", "--json"), 1)
+    assert (judged["days"], judged["series_days"]) == (2, 3)
+    assert f"{2 * ROWS // 2 + 24 - 3} candles of 2 series" in done(program("export", "-", "--store", "postgres")).stderr
+    done(program("gaps", "--repair"))
+    assert document(program("status", "--json"), 1)["missing"] == 0, "and the checks have not seen the repair yet"
+
+    kept = figures(program("forget", "ETH-USDT-SWAP", "--json"))
+    second_ms = FIRST_MS + 24 * HOUR_MS
+    ended = {"timeframe": "1h", "since_ms": second_ms, "until_ms": second_ms + 24 * HOUR_MS}
+    assert kept == {"symbol": "ETH-USDT-SWAP", "forgotten": [ended], "deleted": 0}
+    lose(database, 31)
+    found = document(program("gaps", "--json"), 1)
+    assert (found["checked"], found["missing"]) == (ROWS + 23, 1), "what is held of the forgotten one is all of it"
+    refused(program("forget", "ETH-USDT-SWAP"), 2, "nothing of ETH-USDT-SWAP is wanted there any more; with --delete")
+    refused(program("forget", "NOPE-USDT-SWAP"), 2, "NOPE-USDT-SWAP: neither subscribed nor held")
+    gone = done(program("forget", "ETH-USDT-SWAP", "--delete"))
+    assert gone.stdout == "23 candles deleted\n"
+    refused(program("coverage", "--symbols", "ETH-USDT-SWAP"), 2, "ETH-USDT-SWAP: neither subscribed nor held")
+    assert parquet(program).months("ETH-USDT-SWAP", "1h") == []
+
+    want(database, second_ms, BTC)
+    refused(program("forget", BTC), 2, f"{BTC} is subscribed in 1h since 2026-08-11; name what lies before with --end")
+    told = done(program("forget", BTC, "--end", "2026-08-11", "--delete")).stdout
+    assert told == f"{BTC}          1h  2026-08-10 to 2026-08-10 is not wanted any more\n24 candles deleted\n"
+    assert parquet(program).read(AUGUST).num_rows == 23
+
+
+def test_days_that_somebody_names_are_looked_at_whether_they_are_wanted_or_not(
+    program: Program, database: Database
+) -> None:
     hourly = ("gaps", "--symbols", BTC, "--timeframes", "1h")
-    refused(program(*hourly), 2, f"{BTC} 1h was never subscribed; say from when with --start")
-    refused(program("gaps", "--symbols", BTC), 2, f"{BTC} was never subscribed; name what to look at")
-    assert document(program(*hourly, *DAYS, "--json"), 1)["missing"] == ROWS
+    for command in (hourly, ("gaps", "--symbols", BTC)):
+        refused(program(*command), 2, f"nothing of {BTC} is subscribed, wanted or held; name --timeframes and --start")
+    found = document(program(*hourly, *DAYS, "--json"), 1)
+    assert (found["missing"], found["fetching"], found["gaps"][0]["candles"]) == (ROWS, 0, ROWS)
+    refused(program("gaps"), 2, NOTHING)
+    # To repair them is to want them.
     assert figures(program(*hourly, *DAYS, "--repair", "--json"))["present"] == ROWS
+    assert figures(program("gaps", "--symbols", BTC, "--json"))["checked"] == ROWS
     unknown = ("gaps", *DAYS, "--symbols", "NOPE-USDT-SWAP", "--timeframes", "1h")
     refused(program(*unknown), 2, "OKX lists no instrument NOPE-USDT-SWAP; check how it is spelled")
     for command in ("coverage --json", "coverage", "validate --json", "export -", "export x.csv --timeframes 1h"):
@@ -827,17 +906,6 @@ def test_gaps_of_what_was_never_subscribed_need_a_start_and_a_listing(program: P
         ended = program(name, "--symbols", f"{BTC},NOPE-USDT-SWAP", *rest)
         refused(ended, 2, "error: NOPE-USDT-SWAP: neither subscribed nor held; check how it is spelled")
     assert not (program.folder / "x.csv").exists()
-    [series] = document(program("coverage", "--symbols", BTC, "--json"), 0)
-    assert series["symbol"] == BTC
-    refused(program("export", "-", "--symbols", BTC), 2, f"nothing of {BTC} is subscribed; name both")
-    # What is held and was never subscribed is told of by name alone.
-    for start in ((), ("--start", "2026-08-01")):
-        assert done(program("coverage", *start)).stdout == "nothing is subscribed; name --symbols\n"
-        assert figures(program("validate", *start, "--json"))["days"] == 0
-    want(database, FIRST_MS + 24 * HOUR_MS, BTC)
-    assert done(program("coverage", "--timeframes", "4h")).stdout == "nothing is subscribed; name --symbols\n"
-    assert document(program("coverage", "--json"), 0)[0]["first"] == "2026-08-11"
-    assert document(program("coverage", "--start", "2026-08-01", "--json"), 0)[0]["first"] == "2026-08-10"
 
 
 def test_gaps_and_coverage_are_told_while_okx_is_out_of_reach_if_its_time_was_known_once(
@@ -976,7 +1044,7 @@ def test_candles_are_exported_to_a_file_or_to_stdout(collected: Program) -> None
     done(collected("export", str(path), *DAYS, "--store", "postgres"))
     assert pq.read_metadata(path).num_rows == ROWS
     refused(collected("export", "candles.xls"), 2, "names no format")
-    refused(collected("export", "-", "--timeframes", "4h"), 2, "nothing of that is subscribed")
+    refused(collected("export", "-", "--timeframes", "4h"), 2, NOTHING)
     # The files need no database to be exported.
     alone = collected("export", "-", "--symbols", BTC, "--timeframes", "1h", OKX_DATABASE_URL=NOWHERE)
     assert done(alone).stdout == ended.stdout
@@ -985,9 +1053,7 @@ def test_candles_are_exported_to_a_file_or_to_stdout(collected: Program) -> None
 def test_history_that_is_still_on_its_way_is_not_judged(program: Program, database: Database) -> None:
     want(database, FIRST_MS, BTC)
     assert figures(program("validate", "--json"))["verdicts"] == 0
-    assert document(program("gaps", "--json"), 1)["missing"] > 0
-
-
-def test_where_nothing_was_landed_nothing_is_judged(program: Program) -> None:
-    assert figures(program("validate", "--json"))["verdicts"] == 0
+    assert done(program("validate")).stdout == "nothing is judged: no day of that is both over and read from OKX yet\n"
+    found = document(program("gaps", "--json"), 0)
+    assert found["missing"] == found["fetching"] > 0
     assert "nothing has been judged yet" in done(program("status")).stdout

@@ -21,6 +21,7 @@ from okx_pipeline.monitor import reading as reads
 from okx_pipeline.monitor.health import health_of
 from okx_pipeline.monitor.reading import Disk, History, Reader, Reading, SeriesNow, used_bytes
 from okx_pipeline.monitor.screen import ASCII, UNICODE, frame, head_lines, percent
+from okx_pipeline.ranges import Range
 from okx_pipeline.settings import read_settings
 from okx_pipeline.storage.activity import OpenDay, OpenGaps
 from okx_pipeline.storage.candle_store import CandleStore
@@ -33,8 +34,9 @@ from okx_pipeline.storage.partitions import DetachedMonth
 from okx_pipeline.storage.quality_results import QualitySummary
 from okx_pipeline.storage.stream_status import Heartbeat, SidecarStatus, beat
 from okx_pipeline.storage.subscriptions import subscribe
+from okx_pipeline.storage.wanted import want
 from okx_pipeline.stream.health import SilentSeries, StreamHealth
-from okx_pipeline.timeframes import MINUTE_MS, day_ms, parse_timeframes
+from okx_pipeline.timeframes import DAY_MS, MINUTE_MS, day_ms, parse_timeframes
 from okx_pipeline_tests.e2e.terminal import Terminal, terminal
 from okx_pipeline_tests.test_cli import Program, refused
 
@@ -229,6 +231,15 @@ def test_the_store_as_a_whole_is_summed_up_as_seldom_as_it_costs(
         for _ in range(3):
             reader.read(10)
         assert len(summed) == before + 1
+
+
+def test_what_a_backfill_wants_is_shown_beside_what_is_subscribed(
+    store: CandleStore, database: Database, tmp_path: Path
+) -> None:
+    want(store.connection, {("SOL-USDT", "1h"): [Range(day_ms(DAY) - DAY_MS, day_ms(DAY))]}, "backfill")
+    with Reader(read_settings(home=tmp_path / "home"), database) as reader:
+        shown = {each.symbol: (each.late_ms, each.last_ms is None) for each in reader.read(3).series}
+    assert shown == {BTC: (0, False), ETH: (0, False), "SOL-USDT": (0, True)}
 
 
 def test_the_worst_series_come_first(store: CandleStore, database: Database, tmp_path: Path) -> None:

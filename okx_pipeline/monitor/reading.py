@@ -48,7 +48,7 @@ PACE_SHARE: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class SeriesNow:
-    """A subscribed series.
+    """A series that is subscribed, wanted or held.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class Reading:
     at, read_s
         When it was read, by this machine's clock and by its monotonic one.
     series
-        Every subscribed series, the worst first.
+        Every series that is subscribed, wanted or held, the worst first.
     frames_s, landed_s
         Frames and candles a second, of late; None while only one look was taken.
     budget
@@ -224,7 +224,8 @@ class Reader:
         if self._store is None or monotonic() >= self._store_from_s:
             self._store = self._read_store(connection, stream.now_ms)
         store = self._store
-        series = _series(connection, stream, store.held, lasts)
+        every = {(each.symbol, each.timeframe): each.last_ms for each in store.overview.series}
+        series = _series(connection, stream, store.held, {**every, **lasts})
         lately = landed_within(
             connection, [(each.symbol, each.timeframe) for each in series[:rows]], LATELY_S, most=MOST_LATELY
         )

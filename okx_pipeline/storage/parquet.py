@@ -245,6 +245,22 @@ class ParquetStore:
         """
         self._put(month, lambda sink: sink.write(body), lambda: None)
 
+    def remove(self, month: SeriesMonth) -> None:
+        """Remove a file; one that is not there is left at that.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be removed: no permission, or the object store is out of reach.
+        """
+        try:
+            if self._local is not None:
+                (self._local / month.path).unlink(missing_ok=True)
+            elif self._remote.get_file_info(f"{self._prefix}/{month.path}").type is not fs.FileType.NotFound:
+                self._remote.delete_file(f"{self._prefix}/{month.path}")
+        except OSError as problem:
+            raise StorageError(f"cannot remove {self.place(month)}: {_first_line(problem)}") from problem
+
     def months(self, symbol: str, timeframe: str) -> list[SeriesMonth]:
         """The months of a series that there are files of, ascending.
 

@@ -65,12 +65,6 @@ def subscriptions(connection: Connection) -> list[Subscription]:
     return sorted(wanted, key=lambda each: (each.symbol, each.timeframe))
 
 
-def every_subscription(connection: Connection) -> list[Subscription]:
-    """Everything that is or once was wanted, in no order."""
-    found = connection.execute("SELECT symbol, timeframe, since_ms, until_ms FROM trading.subscriptions")
-    return [Subscription(symbol, parse_timeframe(name), since, until) for symbol, name, since, until in found]
-
-
 def subscribe(
     connection: Connection,
     symbols: Iterable[str],

@@ -176,10 +176,8 @@ def is_in_scope(
 
 def nothing_in_scope() -> UsageError:
     """The error for a command that would answer about nothing: that would pass for a good answer."""
-    return UsageError(
-        "nothing of that is subscribed, wanted or held; see: "
-        f"{command('subscribe --help')}, {command('backfill --help')}"
-    )
+    see = f"{command('subscribe --help')}, {command('backfill --help')}"
+    return UsageError(f"there is nothing that is subscribed, wanted or held; see: {see}")
 
 
 def wanted_ranges(connection: Connection, symbols: Sequence[str] = ()) -> list[WantedRange]:

@@ -14,12 +14,15 @@ from okx_pipeline.defs.history.instruments import instruments
 from okx_pipeline.defs.history.schedules import candles_daily, subscribed_symbols
 from okx_pipeline.defs.partitions import days_by_symbol, key_of, symbols
 from okx_pipeline.defs.resources import Pipeline, told_in_one_line
+from okx_pipeline.ranges import Range
 from okx_pipeline.replay.exchange import Exchange
+from okx_pipeline.storage.coverage import day_coverage
 from okx_pipeline.storage.database import Database, one
 from okx_pipeline.storage.subscriptions import seed_subscriptions
-from okx_pipeline.timeframes import parse_timeframes
+from okx_pipeline.storage.wanted import want, wanted_ranges
+from okx_pipeline.timeframes import DAY_MS, day_ms, parse_timeframes
 
-BTC, ETH = "BTC-USDT-SWAP", "ETH-USDT-SWAP"
+BTC, ETH, DOGE = "BTC-USDT-SWAP", "ETH-USDT-SWAP", "DOGE-USDT-SWAP"
 DAY_ROWS = 96 + 24
 
 
@@ -77,6 +80,16 @@ def test_a_day_materializes_in_a_plain_temporary_instance(
     assert (metadata["corrected"], metadata["quarantined"], metadata["missing"]) == (0, 0, 0)
     assert metadata["requests"] == 2
     assert metadata["seconds"] > 0
+    with database.connect() as connection:
+        start_ms = day_ms(date(2026, 8, 20))
+        assert [
+            (each.timeframe.name, each.since_ms, each.until_ms, each.wanted_by) for each in wanted_ranges(connection)
+        ] == [(name, start_ms, start_ms + DAY_MS, "backfill") for name in ("15m", "1h")]
+        days = day_coverage(connection, BTC, date(2026, 8, 20), date(2026, 8, 21))
+        assert [(day.timeframe, day.expected, day.read_at is not None) for day in days] == [
+            ("15m", 96, True),
+            ("1h", 24, True),
+        ]
     assert metadata["first_candle"] == datetime(2026, 8, 20, tzinfo=UTC).timestamp()
     assert len(metadata["sparkline"]) == 48
     assert "most of the bar may\nstay grey" in str(candles.specs_by_key[candles.key].description)
@@ -118,6 +131,26 @@ def test_a_run_over_a_range_of_keys_lands_each_and_says_so_for_each(
     assert len(metadata) == days * symbols
     assert {entry["rows"] for entry in metadata.values()} == {DAY_ROWS}
     assert count(database) == days * symbols * DAY_ROWS
+
+
+def test_a_day_is_read_in_the_timeframes_that_are_wanted_on_it(
+    instance: dg.DagsterInstance, pipeline: Pipeline, database: Database
+) -> None:
+    instance.add_dynamic_partitions("okx_symbols", [BTC])
+    start_ms = day_ms(date(2026, 8, 20))
+    with database.connect() as connection:
+        seed_subscriptions(connection, [BTC], parse_timeframes("4h"), start_ms + DAY_MS)
+        want(connection, {(BTC, "1h"): [Range(start_ms - DAY_MS, start_ms + DAY_MS)]}, "backfill")
+    for day, rows in ((20, 24), (21, 6), (18, 6)):
+        key = key_of(date(2026, 8, day), BTC)
+        assert dg.materialize([candles], instance=instance, resources={"pipeline": pipeline}, partition_key=key).success
+        assert metadata_by_partition(instance)[str(key)]["rows"] == rows
+    # The last of them nobody wanted: it was read in what is subscribed, and is wanted in that from now on.
+    with database.connect() as connection:
+        assert [(each.timeframe.name, each.since_ms) for each in wanted_ranges(connection)] == [
+            ("1h", start_ms - DAY_MS),
+            ("4h", start_ms - 2 * DAY_MS),
+        ]
 
 
 def test_a_day_before_the_listing_materializes_with_no_rows_and_says_why(
@@ -172,12 +205,22 @@ def test_the_listing_is_kept_as_versions(
         assert one(connection, "SELECT count(*) FROM trading.instruments") == listed
 
 
-def test_after_midnight_yesterday_of_every_symbol_is_requested(instance: dg.DagsterInstance) -> None:
-    instance.add_dynamic_partitions("okx_symbols", [BTC, ETH])
+def test_after_midnight_yesterday_of_every_symbol_that_was_wanted_then_is_requested(
+    instance: dg.DagsterInstance, pipeline: Pipeline, database: Database
+) -> None:
+    instance.add_dynamic_partitions("okx_symbols", [BTC, ETH, DOGE])
     midnight = datetime(2026, 8, 22, 0, 5, tzinfo=UTC)
     context = dg.build_schedule_context(
-        instance, scheduled_execution_time=midnight, repository_def=defs.get_repository_def()
+        instance,
+        scheduled_execution_time=midnight,
+        repository_def=defs.get_repository_def(),
+        resources={"pipeline": pipeline},
     )
+    assert candles_daily.evaluate_tick(context).skip_message == "nothing of 2026-08-21 is wanted"
+    yesterday = Range(day_ms(date(2026, 8, 21)), day_ms(date(2026, 8, 22)))
+    with database.connect() as connection:
+        seed_subscriptions(connection, [BTC], parse_timeframes("1h"), 0)
+        want(connection, {(ETH, "1h"): [yesterday], (DOGE, "1h"): [Range(0, yesterday.start_ms)]}, "backfill")
     data = candles_daily.evaluate_tick(context)
     assert data.run_requests is not None
     keys = [request.partition_key for request in data.run_requests]
@@ -185,12 +228,13 @@ def test_after_midnight_yesterday_of_every_symbol_is_requested(instance: dg.Dags
     assert len({request.run_key for request in data.run_requests}) == 2
 
 
-def test_a_subscribed_symbol_gets_its_partition_once(
+def test_a_symbol_that_is_subscribed_or_wanted_gets_its_partition_once(
     instance: dg.DagsterInstance, pipeline: Pipeline, database: Database
 ) -> None:
     with database.connect() as connection:
-        seed_subscriptions(connection, [BTC, ETH], parse_timeframes("5m,1h"), 0)
-    instance.add_dynamic_partitions("okx_symbols", [ETH, "DOGE-USDT-SWAP"])
+        seed_subscriptions(connection, [ETH], parse_timeframes("5m,1h"), 0)
+        want(connection, {(BTC, "1h"): [Range(0, DAY_MS)]}, "backfill")
+    instance.add_dynamic_partitions("okx_symbols", [ETH, DOGE])
 
     def tick() -> Any:
         return subscribed_symbols(dg.build_sensor_context(instance, resources={"pipeline": pipeline}))

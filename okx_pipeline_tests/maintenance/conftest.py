@@ -10,7 +10,7 @@ from okx_pipeline.candles import Candle, Source
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.parquet import ParquetStore
-from okx_pipeline.storage.subscriptions import subscribe
+from okx_pipeline.storage.subscriptions import subscribe, unsubscribe
 from okx_pipeline.timeframes import Timeframe, day_ms, parse_timeframes
 
 BTC = "BTC-USDT-SWAP"
@@ -53,9 +53,9 @@ def season(store: CandleStore) -> CandleStore:
 
 def filled(store: CandleStore, start_ms: int, end_ms: int) -> CandleStore:
     subscribe(store.connection, [BTC], TIMEFRAMES, start_ms)
-    store.connection.execute("UPDATE trading.subscriptions SET until_ms = %s", (end_ms,))
     for timeframe in TIMEFRAMES:
         store.land(candles(timeframe, start_ms, end_ms), source=Source.REST)
     store.project([])
+    unsubscribe(store.connection, [BTC], [], end_ms)
     store.account(NOW_MS)
     return store

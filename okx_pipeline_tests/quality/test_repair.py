@@ -34,6 +34,7 @@ from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.storage.subscriptions import subscribe
+from okx_pipeline.storage.wanted import want
 from okx_pipeline.timeframes import DAY_MS, HOUR_MS, MINUTE_MS, WEEK_MS, Timeframe, day_ms, parse_timeframe, utc
 
 BTC, ETH = "BTC-USDT-SWAP", "ETH-USDT-SWAP"
@@ -78,13 +79,22 @@ class Stand:
 
         self.do(work)
 
+    def want(self, *series: SeriesRange) -> None:
+        with self.database.connect() as connection:
+            for each in series:
+                want(connection, {(each.symbol, each.timeframe.name): [each.range]}, "person")
+
     def detect(self, series: SeriesRange) -> Any:
+        self.want(series)
+
         async def work(backfill: Backfill) -> Any:
             return detect(backfill.store, series, await backfill.clock.now_ms())
 
         return self.do(work)
 
     def repair(self, *series: SeriesRange) -> Repair:
+        self.want(*series)
+
         async def work(backfill: Backfill) -> Repair:
             return await repair(backfill, series)
 
@@ -358,7 +368,8 @@ def test_whatever_was_held_nothing_is_missing_after_a_repair_and_no_row_that_was
     exchange, url = made_up
     stand = Stand(url, exchange, settings_for(url), database)
     with database.connect() as connection:
-        for table in ("subscriptions", "coverage", "coverage_extents", "candle_gaps", "landing_marks"):
+        books = "subscriptions", "wanted_ranges", "coverage", "coverage_extents", "candle_gaps", "landing_marks"
+        for table in books:
             connection.execute(f"DELETE FROM trading.{table}")
         connection.execute("DELETE FROM trading.candlesticks")
         connection.execute("DELETE FROM trading.candlestick_revisions")

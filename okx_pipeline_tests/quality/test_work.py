@@ -1,6 +1,6 @@
-"""The work that the ledger says is left: of what is subscribed now, and never what no run would do."""
+"""The work that the ledger says is left: of what is wanted, and never what no run would do."""
 
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from okx_pipeline.storage.gaps import Verdict, unresolved_gaps
 from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.storage.subscriptions import subscribe, unsubscribe
+from okx_pipeline.storage.wanted import forget, want
 from okx_pipeline.timeframes import DAY_MS, HOUR_MS, day_ms, parse_timeframe, parse_timeframes
 
 BTC = "BTC-USDT-SWAP"
@@ -44,7 +45,7 @@ def read(store: CandleStore, *opens: int, at_ms: int) -> None:
     store.account(at_ms, {SeriesDay(BTC, "1h", FIRST): Read(24, len(opens), False, at_ms)})
 
 
-def test_history_of_a_timeframe_is_left_only_while_it_is_subscribed(store: CandleStore) -> None:
+def test_history_of_a_timeframe_is_left_only_while_it_is_wanted(store: CandleStore) -> None:
     subscribe(store.connection, [BTC], parse_timeframes("1h,1d"), FIRST_MS)
     store.account(NOW_MS)
     assert left(store) == [Work(Kind.HISTORY, BTC, FIRST, LAST)]
@@ -54,20 +55,24 @@ def test_history_of_a_timeframe_is_left_only_while_it_is_subscribed(store: Candl
     unsubscribe(store.connection, [BTC], parse_timeframes("1d"), NOW_MS)
     subscribe(store.connection, [BTC], parse_timeframes("4h"), NOW_MS)
     store.account(NOW_MS)
-    # Else it would be requested for ever: a run reads what is subscribed, and nothing would become of the ledger.
+    # Nothing of it was read or is held; else it would be requested for ever, as a run reads what is wanted.
     assert left(store) == []
+    want(store.connection, {(BTC, "1h"): [Range(FIRST_MS, FIRST_MS + 2 * DAY_MS)]}, "backfill")
+    store.account(NOW_MS)
+    assert left(store) == [Work(Kind.HISTORY, BTC, FIRST, FIRST + timedelta(days=1))]
 
 
-def test_what_was_never_subscribed_is_not_read_once_more(store: CandleStore) -> None:
+def test_what_nobody_wants_is_not_read_once_more(store: CandleStore) -> None:
     opens = HOUR.opens(FIRST_MS, FIRST_MS + DAY_MS)
     subscribe(store.connection, [BTC], parse_timeframes("4h"), NOW_MS)
     read(store, *opens, at_ms=FIRST_MS + 2 * DAY_MS)
     assert left(store) == []
-    subscribe(store.connection, [BTC], [HOUR], FIRST_MS)
+    want(store.connection, {(BTC, "1h"): [Range(FIRST_MS, FIRST_MS + DAY_MS)]}, "backfill")
+    store.account(NOW_MS)
     assert left(store) == [Work(Kind.RECONCILIATION, BTC, FIRST, FIRST)]
 
 
-def test_okx_is_not_asked_again_about_what_is_subscribed_no_more(store: CandleStore) -> None:
+def test_okx_is_asked_again_about_a_day_that_was_read_until_it_is_forgotten(store: CandleStore) -> None:
     subscribe(store.connection, [BTC], parse_timeframes("1h,4h"), FIRST_MS)
     day = Range(FIRST_MS, FIRST_MS + DAY_MS)
     hole = Range(FIRST_MS + 3 * HOUR_MS, FIRST_MS + 4 * HOUR_MS)
@@ -78,5 +83,8 @@ def test_okx_is_not_asked_again_about_what_is_subscribed_no_more(store: CandleSt
     store.settle_gap(gap, [Verdict(hole, "absent", "not_served", [], NOW_MS)], NOW_MS)
     assert Work(Kind.REPAIR, BTC, FIRST, FIRST) in left(store)
     unsubscribe(store.connection, [BTC], [HOUR], NOW_MS)
+    store.account(NOW_MS)
+    assert Work(Kind.REPAIR, BTC, FIRST, FIRST) in left(store)
+    forget(store.connection, BTC, [HOUR], day)
     store.account(NOW_MS)
     assert Work(Kind.REPAIR, BTC, FIRST, FIRST) not in left(store)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,9 +17,13 @@ from yoyo.backends import DatabaseBackend
 from okx_pipeline.candles import Source
 from okx_pipeline.errors import UsageError
 from okx_pipeline.storage import migrations
+from okx_pipeline.storage.coverage import day_coverage, lay_out
 from okx_pipeline.storage.database import Connection, Database, StorageError, one
 from okx_pipeline.storage.landing import land
 from okx_pipeline.storage.migrations import known_migrations, migrate, packaged, pending_migrations
+from okx_pipeline.storage.parquet import ParquetStore
+from okx_pipeline.storage.wanted import wanted_ranges
+from okx_pipeline.timeframes import DAY_MS, day_ms, day_of
 from okx_pipeline_tests.storage.processes import Doom, barrier, finish, kill, killed, queue, start
 from okx_pipeline_tests.storage.test_landing import candle
 
@@ -115,6 +120,71 @@ def test_rows_of_an_earlier_version_are_unchanged(
         assert migrate(empty) == known_migrations()[1:]
         assert connection.execute(rows).fetchall() == before
         assert len(before) == 500
+
+
+def test_what_an_earlier_version_holds_beyond_its_subscriptions_is_wanted_after_the_upgrade(
+    empty: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    earlier_ones = [name for name in known_migrations() if name < "0015"]
+    noon_ms = day_ms(date(2026, 8, 12)) + DAY_MS // 2
+    with monkeypatch.context() as earlier:
+        with_only(earlier, tmp_path / "sql", *earlier_ones)
+        migrate(empty)
+        with empty.connect() as connection:
+            for symbol, timeframe, since, until_ms in (
+                ("LIVE-USDT", "1h", date(2026, 8, 10), None),
+                ("ENDED-USDT", "1h", date(2026, 8, 10), noon_ms),
+            ):
+                connection.execute(
+                    "INSERT INTO trading.subscriptions (symbol, timeframe, since_ms, until_ms) VALUES (%s, %s, %s, %s)",
+                    (symbol, timeframe, day_ms(since), until_ms),
+                )
+                connection.execute(
+                    "INSERT INTO trading.coverage_extents (symbol, timeframe, since_ms, until_ms, laid_ms) "
+                    "VALUES (%s, %s, %s, %s, %s)",
+                    (symbol, timeframe, day_ms(since), until_ms, day_ms(date(2026, 8, 14))),
+                )
+            days: list[tuple[str, str, int, int, bool]] = [
+                *(
+                    ("LIVE-USDT", "1h", day, 24 if day in (3, 4, 7, 11) else 0, False)
+                    for day in (3, 4, 5, 7, 10, 11, 12)
+                ),
+                ("LIVE-USDT", "1h", 8, 0, True),
+                *(("ENDED-USDT", "1h", day, day % 2 * 24 or 12, False) for day in (9, 11, 12)),
+                ("ENDED-USDT", "1h", 10, 0, False),
+                *(("NEVER-USDT", "1w", day, 1, False) for day in (3, 10, 24)),
+            ]
+            for symbol, timeframe, day, present, is_read in days:
+                connection.execute(
+                    "INSERT INTO trading.coverage (symbol, timeframe, day, expected, present, absent, quarantined, "
+                    "missing, read_at, content_hash) "
+                    "VALUES (%s, %s, %s, 24, %s, 0, 0, %s, CASE WHEN %s THEN now() END, '')",
+                    (symbol, timeframe, date(2026, 8, day), present, 24 - present, is_read),
+                )
+    migrate(empty)
+    with empty.connect() as connection:
+        found = [
+            (each.symbol, day_of(each.since_ms), each.until_ms, each.wanted_by) for each in wanted_ranges(connection)
+        ]
+        assert found == [
+            ("ENDED-USDT", date(2026, 8, 9), day_ms(date(2026, 8, 10)), "migration"),
+            ("ENDED-USDT", date(2026, 8, 11), noon_ms, "migration"),
+            ("LIVE-USDT", date(2026, 8, 3), day_ms(date(2026, 8, 5)), "migration"),
+            ("LIVE-USDT", date(2026, 8, 7), day_ms(date(2026, 8, 9)), "migration"),
+            ("NEVER-USDT", date(2026, 8, 3), day_ms(date(2026, 8, 17)), "migration"),
+            ("NEVER-USDT", date(2026, 8, 24), day_ms(date(2026, 8, 31)), "migration"),
+        ]
+        gone = connection.execute(
+            "SELECT day FROM trading.coverage WHERE symbol = 'LIVE-USDT' AND day < '2026-08-10' ORDER BY day"
+        ).fetchall()
+        assert gone == [(date(2026, 8, day),) for day in (3, 4, 7, 8)], (
+            "a day that is neither wanted nor held has no row"
+        )
+        # What the ledger was laid out for is known, so an upgrade counts only what changes.
+        files = ParquetStore(str(tmp_path / "parquet"))
+        assert lay_out(connection, files, day_ms(date(2026, 8, 13))) == 4 + 2 + 3
+        ended = day_coverage(connection, "ENDED-USDT", date(2026, 8, 9), date(2026, 8, 14))
+        assert [(each.day.day, each.wanted) for each in ended] == [(9, True), (11, True), (12, True)]
 
 
 def test_a_database_of_a_newer_version_is_refused_in_one_line(empty: Database) -> None:
