@@ -372,11 +372,14 @@ def pages(
         str,
         typer.Option(metavar="ADDRESS", help="Address to listen on; nobody who asks is asked who they are."),
     ] = "127.0.0.1",
+    ui_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of Dagster's UI on this machine, for the links to it.")
+    ] = 3000,
 ) -> None:
     """Serve the pages of the data-quality checks until SIGINT or SIGTERM; `up` does it, too."""
     from okx_pipeline.pages import serve
 
-    serve(_settings(), port, host)
+    serve(_settings(), port, host, ui_port)
 
 
 @app.command()

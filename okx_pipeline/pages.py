@@ -14,10 +14,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from okx_pipeline.cross_site import LOOPBACK
 from okx_pipeline.errors import UsageError
 from okx_pipeline.settings import Settings
 
 HOST: Final = "127.0.0.1"
+UI_PORT: Final = 3000
 _PAGE: Final = "<!doctype html><title>OKX candles</title><p>{}"
 _NO_CHECK_YET: Final = (
     "No day has been checked yet. The checks start by themselves once a whole day of candles is here."
@@ -33,17 +35,23 @@ class _Folder(StaticFiles):
         """Accept a missing folder, which the base class answers with a traceback."""
 
 
-def application(settings: Settings) -> Starlette:
+def application(settings: Settings, ui_port: int = UI_PORT) -> Starlette:
     """The pages of a home as an ASGI application; read-only, and only for requests that use a known host name.
 
     Known are the names of this machine's loopback, and the one in OKX_PAGES_URL.
     """
     quality, reports = settings.quality_folder / "site", settings.reports_folder
+    # Behind a proxy the UI is at the root of the same name; see docs/security.md.
+    is_here = urlsplit(settings.pages_url).hostname in LOOPBACK
+    ui = f"http://{HOST}:{ui_port}/" if is_here else f"{settings.pages_url}/"
 
     async def home(request: Request) -> Response:
         if (quality / "index.html").is_file():
             return RedirectResponse("/quality/index.html")
         return HTMLResponse(_PAGE.format(_NO_CHECK_YET))
+
+    async def to_ui(request: Request) -> Response:
+        return RedirectResponse(ui)
 
     async def missing(request: Request, problem: Exception) -> Response:
         text = _NO_SUCH_PAGE
@@ -55,6 +63,8 @@ def application(settings: Settings) -> Starlette:
     return Starlette(
         routes=[
             Route("/", home),
+            # Pages name no address of the UI, as its port may be another tomorrow.
+            Route("/quality/ui", to_ui),
             Mount("/quality", _Folder(directory=quality, html=True, check_dir=False)),
             Mount("/reports", _Folder(directory=reports, html=True, check_dir=False)),
         ],
@@ -70,13 +80,15 @@ def known_names(settings: Settings) -> list[str]:
     return [HOST, "localhost", *([public] if public else [])]
 
 
-def serve(settings: Settings, port: int, host: str = HOST) -> None:
+def serve(settings: Settings, port: int, host: str = HOST, ui_port: int = UI_PORT) -> None:
     """Serve the pages until SIGINT or SIGTERM.
 
     Parameters
     ----------
     host
         The address to listen on. There is no login: beyond loopback, something else has to keep others out.
+    ui_port
+        The port of Dagster's UI on this machine, for the links to it.
 
     Raises
     ------
@@ -89,5 +101,5 @@ def serve(settings: Settings, port: int, host: str = HOST) -> None:
         where = "choose another with --port" if host == HOST else f"is {host} an address of this machine?"
         raise UsageError(f"port {port} cannot be used ({problem.strerror}); {where}") from problem
     with bound:
-        config = uvicorn.Config(application(settings), log_level="warning", access_log=False)
+        config = uvicorn.Config(application(settings, ui_port), log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[bound])

@@ -210,7 +210,7 @@ def run(
                     say("starting the sidecar and the server of the pages")
                     sidecar = _start_sidecar(settings, nursery)
                     children.append(sidecar)
-                    children.append(_start_pages(settings, pages_port, nursery))
+                    children.append(_start_pages(settings, pages_port, port, nursery))
                     children += _start_dagster(settings, database, port, own_workspace, nursery)
                     if not _has_dagster_tables(database):
                         say("making Dagster's tables")
@@ -436,8 +436,8 @@ def _start_sidecar(settings: Settings, nursery: _Nursery) -> Child:
     return nursery.start("sidecar", command, settings.environment())
 
 
-def _start_pages(settings: Settings, port: int, nursery: _Nursery) -> Child:
-    command = ["-P", "-m", "okx_pipeline", "pages", "--port", str(port)]
+def _start_pages(settings: Settings, port: int, ui_port: int, nursery: _Nursery) -> Child:
+    command = ["-P", "-m", "okx_pipeline", "pages", "--port", str(port), "--ui-port", str(ui_port)]
     return nursery.start("pages", command, settings.environment())
 
 

@@ -105,6 +105,13 @@ def test_a_missing_page_is_told_in_words_and_served_once_it_exists(tmp_path: Pat
         assert "There is no such page" in answer.text
 
 
+def test_the_ui_is_where_up_started_it_or_where_the_proxy_serves_it(home: Path) -> None:
+    with served(home, "--ui-port", "3456") as port:
+        assert asked(port, "/quality/ui").headers["location"] == "http://127.0.0.1:3456/"
+    with served(home, OKX_PAGES_URL="https://candles.example.com") as port:
+        assert asked(port, "/quality/ui").headers["location"] == "https://candles.example.com/"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of Linux's loopback alone")
 def test_it_listens_on_the_address_that_is_asked_for_and_on_no_other(home: Path) -> None:
     with served(home, "--host", OTHER_LOOPBACK) as port:

@@ -6,7 +6,7 @@ of degree, such as how far a market moves, is measured in floats.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from okx_pipeline.candles import FRACTION_DIGITS, INTEGER_DIGITS, PRICE_COLUMNS
-from okx_pipeline.quality.suites import Check
+from okx_pipeline.quality.suites import CANDLE_RULES, Check
 from okx_pipeline.storage.parquet import NUMBER
 from okx_pipeline.storage.quality_results import Store
 from okx_pipeline.storage.quality_rows import (
@@ -52,6 +52,8 @@ _WIDE: Final = pa.decimal256(INTEGER_DIGITS + FRACTION_DIGITS, FRACTION_DIGITS)
 # Times a volume it has 75 digits, and the difference of that 76, which is as many as there are.
 _FACTOR: Final = pa.decimal256(36, 18)
 _PRICES: Final = tuple(column.name for column in PRICE_COLUMNS)
+_OF_CANDLES: Final = (Check.OHLC_SANITY, Check.VOLUMES, Check.MARKET_MOVES)
+"""The checks that look at candles alone; that of the schema looks at tables, too."""
 
 
 def in_key_order(rows: DayRows) -> pa.Table:
@@ -153,11 +155,52 @@ def notes(rows: DayRows, rules: Mapping[str, InstrumentRules], frame: Any) -> di
     return told
 
 
-def _parity_facts(found: Parity | None, unreadable: str | None) -> dict[str, str | None]:
-    if unreadable is not None or (found is not None and found.parquet is None):
-        # What the file says of itself proves nothing of rows that nobody can read.
-        told = f"not judged: {unreadable or 'the Parquet file cannot be read'}"
-        return {"parity_difference": told, "projection_waits": None}
+def unjudged(
+    rows: DayRows, frame: Any, facts: Any, parity: Mapping[SeriesKey, Parity], compared: Collection[SeriesKey]
+) -> dict[tuple[SeriesKey, Check], str]:
+    """The checks that have nothing to look at, by series, and why.
+
+    Parameters
+    ----------
+    frame, facts
+        The frames of the candles and of the series.
+    parity
+        As in `series_frame`.
+    compared
+        Series that were compared with other timeframes.
+    """
+    told: dict[tuple[SeriesKey, Check], str] = {}
+    measured = _measured(frame)
+    for key, held, missing in zip(rows.series, facts["rows"], facts["candles_missing"], strict=True):
+        unreadable = rows.flaws[key].unreadable is not None
+        for check in _OF_CANDLES:
+            if unreadable:
+                told[key, check] = "the Parquet file cannot be read"
+            elif not held:
+                told[key, check] = "no candle of the day is held"
+            elif key not in measured[check]:
+                told[key, check] = "there are too few candles to measure by"
+        if np.isnan(missing):
+            told[key, Check.COMPLETENESS] = "the ledger has not counted the day yet"
+        if key not in compared:
+            told[key, Check.TIMEFRAME_CONSISTENCY] = "no other timeframe of the day is held to compare with"
+        if unreadable or key not in parity:
+            why = "the Parquet file cannot be read" if unreadable else "the two stores were not compared"
+            told[key, Check.STORE_PARITY] = why
+    return told
+
+
+def _measured(frame: Any) -> dict[Check, set[SeriesKey]]:
+    """The series of which a rule of the check has a value to look at, by check, for checks of the candles."""
+    found = {}
+    for check in _OF_CANDLES:
+        columns = sorted({rule.column for rule in CANDLE_RULES if rule.check is check})
+        some = frame[columns].notna().any(axis=1)
+        found[check] = set(zip(frame["symbol"][some], frame["timeframe"][some], strict=True))
+    return found
+
+
+def _parity_facts(found: Parity | None) -> dict[str, str | None]:
     if found is None or found.postgres == found.parquet:
         return {"parity_difference": None, "projection_waits": None}
     told = f"PostgreSQL has {_hash(found.postgres)}, Parquet {_hash(found.parquet)}"

@@ -1,4 +1,6 @@
-"""Validating a day: everything held of it is judged in one batch, and each check says its verdict on each series.
+"""Validating a day: everything held of it is judged in one batch, and each check gives its verdict on each series.
+
+A check that had nothing to look at gives none: it is not judged.
 
 What is demanded stands in `suites`, how it is measured in `measures`, how it is judged in `expectations`, and where the
 pages go in `data_docs`.
@@ -6,9 +8,9 @@ pages go in `data_docs`.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -16,13 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from okx_pipeline.quality.consistency import pairs
 from okx_pipeline.quality.data_docs import DataDocs
 from okx_pipeline.quality.expectations import Judged, judge, whole_result
-from okx_pipeline.quality.measures import candle_frame, in_key_order, notes, series_frame
+from okx_pipeline.quality.measures import candle_frame, in_key_order, notes, series_frame, unjudged
 from okx_pipeline.quality.suites import CANDLE_RULES, SERIES_RULES, Check, Rule
+from okx_pipeline.storage.coverage import day_coverage
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.parquet import ParquetStore
-from okx_pipeline.storage.quality_results import Severity, Store, Verdict, record
+from okx_pipeline.storage.quality_results import Severity, Store, Unjudged, Verdict, record
 from okx_pipeline.storage.quality_rows import (
     DayMismatch,
     DayRows,
@@ -36,7 +40,7 @@ from okx_pipeline.storage.quality_rows import (
     read_rows,
     read_rules,
 )
-from okx_pipeline.timeframes import utc
+from okx_pipeline.timeframes import DAY_MS, parse_timeframe, utc
 
 SAMPLES: Final = 3
 """Failing rows of an expectation that a verdict, or a page for each series, shows."""
@@ -59,7 +63,9 @@ class Validation:
     read_at
         When its rows were read, by the database's clock.
     verdicts
-        One of every check on every series, in their order; without a page.
+        One of every check on every series that it could look at, in their order; without a page.
+    unjudged
+        The checks that had nothing to look at.
     result
         Great Expectations' own result over all of them, as JSON has it.
     """
@@ -69,6 +75,7 @@ class Validation:
     series: tuple[SeriesKey, ...]
     read_at: datetime
     verdicts: tuple[Verdict, ...]
+    unjudged: tuple[Unjudged, ...]
     result: dict[str, Any]
 
 
@@ -80,10 +87,11 @@ def validate(
     *,
     store: Store = Store.POSTGRES,
     docs: DataDocs | None = None,
+    unreadable: Collection[SeriesKey] = (),
 ) -> list[Verdict]:
     """Validate what is held of `series` on `day`, write the verdicts down and keep the result for its page.
 
-    Returns a verdict of every check on every series; none where no series is named.
+    Returns a verdict of every check on every series that it could look at; none where no series is named.
 
     Parameters
     ----------
@@ -95,6 +103,8 @@ def validate(
         Whose rows are judged; those of archived months are read from Parquet either way.
     docs
         Where the result is kept.
+    unreadable
+        Series whose Parquet file cannot be read, though its footer may: nobody knows whether the stores agree.
 
     Raises
     ------
@@ -108,18 +118,21 @@ def validate(
     # Before the rows, or what landed in between would be expected and not there.
     expected = read_expected(connection, series, day)
     rows = read_rows(connection, files, series, day, store)
+    mismatches = list(read_mismatches(connection, rows.series, day))
+    parity = read_parity(connection, files, rows.series, day)
     validation = validate_day(
         rows,
         expected=expected,
         rules=read_rules(connection, sorted({symbol for symbol, _ in rows.series}), day),
-        mismatches=read_mismatches(connection, rows.series, day),
-        parity=read_parity(connection, files, rows.series, day),
+        mismatches=mismatches,
+        parity={key: found for key, found in parity.items() if key not in unreadable},
+        compared=_compared(connection, rows) | {(each.symbol, each.timeframe) for each in mismatches},
     )
     verdicts = list(validation.verdicts)
     if docs is not None:
         page = docs.store(validation.result, day=day, store=store, series=rows.series, read_at=rows.read_at)
         verdicts = [replace(each, docs_page=f"{page}#{each.check}") for each in verdicts]
-    record(connection, verdicts)
+    record(connection, verdicts, validation.unjudged)
     return verdicts
 
 
@@ -130,6 +143,7 @@ def validate_day(
     rules: Mapping[str, InstrumentRules],
     mismatches: Iterable[DayMismatch],
     parity: Mapping[SeriesKey, Parity],
+    compared: Collection[SeriesKey],
 ) -> Validation:
     """Judge `rows`, everything that is held of a day.
 
@@ -145,6 +159,8 @@ def validate_day(
         Where candles of the day differ from what shorter ones give.
     parity
         The hashes of each series in both stores; a series without is not compared.
+    compared
+        Series that were compared with other timeframes; `mismatches` are between them.
     """
     candles = in_key_order(rows)
     frame = candle_frame(rows, candles, rules)
@@ -153,7 +169,19 @@ def validate_day(
     about_series = judge(facts, _applying(SERIES_RULES, rows))
     judged = [*about_candles, *about_series]
     describe = _Describer(rows, candles, frame, facts)
-    verdicts = tuple(_verdicts(rows, candles, judged, describe, notes(rows, rules, frame)))
+    lacking = unjudged(rows, frame, facts, parity, compared)
+    found = _verdicts(rows, candles, judged, describe, notes(rows, rules, frame))
+    # What failed was looked at, whatever else could not be; an info is no failure.
+    verdicts = tuple(
+        each for each in found if not each.passed or ((each.symbol, each.timeframe), Check(each.check)) not in lacking
+    )
+    judged_keys = {((each.symbol, each.timeframe), each.check) for each in verdicts}
+    left = tuple(
+        Unjudged(*key, rows.day, check.value, rows.store, lacking[key, check], rows.read_at)
+        for key in rows.series
+        for check in Check
+        if (key, check) not in judged_keys
+    )
     meta = {
         "day": rows.day.isoformat(),
         "store": rows.store.value,
@@ -169,9 +197,30 @@ def validate_day(
             for each in verdicts
             if each.failed
         ],
+        "unjudged": [
+            {"symbol": each.symbol, "timeframe": each.timeframe, "check": each.check, "reason": each.reason}
+            for each in left
+        ],
     }
     result = whole_result(judged, describe.shown, meta)
-    return Validation(rows.day, rows.store, rows.series, rows.read_at, verdicts, result)
+    return Validation(rows.day, rows.store, rows.series, rows.read_at, verdicts, left, result)
+
+
+def _compared(connection: Connection, rows: DayRows) -> set[SeriesKey]:
+    """The series of `rows` that have a shorter or longer one to be compared with, among those held on the day."""
+    numbers = set(rows.candles["series"].unique().to_pylist())
+    held: defaultdict[str, set[str]] = defaultdict(set)
+    for number, (symbol, timeframe) in enumerate(rows.series):
+        if number in numbers:
+            held[symbol].add(timeframe)
+    for symbol in sorted({symbol for symbol, _ in rows.series}):
+        ledger = day_coverage(connection, symbol, rows.day, rows.day + timedelta(days=1))
+        held[symbol] |= {each.timeframe for each in ledger if each.present}
+    found = set()
+    for symbol, names in held.items():
+        within_day = [each for each in map(parse_timeframe, names) if each.length_ms <= DAY_MS]
+        found |= {(symbol, each.name) for pair in pairs(within_day) for each in pair}
+    return found
 
 
 def _applying(rules: Sequence[Rule], rows: DayRows) -> list[Rule]:
@@ -242,7 +291,7 @@ def _verdicts(
     describe: _Describer,
     told: Mapping[tuple[SeriesKey, Check], Sequence[str]],
 ) -> Iterator[Verdict]:
-    """A verdict of every check on every series."""
+    """A verdict of every check on every series, whether it could look at anything or not."""
     counts = np.bincount(candles["series"].to_numpy(), minlength=len(rows.series)).tolist()
     failing: defaultdict[tuple[int, Check], list[tuple[Rule, npt.NDArray[np.int64]]]] = defaultdict(list)
     for each in sorted(judged, key=lambda each: _WORST_FIRST.index(each.rule.severity)):

@@ -1,7 +1,7 @@
 """Whole days of symbols judged: what a materialization of candle quality does, and the command that validates.
 
-Timeframes are held against each other first. Where REST has served exactly what is held of a day, a mismatch is the
-exchange's own; else it is an error until the day has been read once more.
+Timeframes are compared first. Where REST has served exactly what is held of a day, a mismatch is the exchange's own;
+otherwise it is an error until the day has been read once more.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from datetime import date, datetime, timedelta
 from okx_pipeline.quality.consistency import check
 from okx_pipeline.quality.copies import is_repairable, repair_copies
 from okx_pipeline.quality.data_docs import Built, DataDocs
+from okx_pipeline.quality.suites import Check
 from okx_pipeline.quality.validation import validate
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import (
@@ -25,11 +26,14 @@ from okx_pipeline.storage.database import translated
 from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.quality_results import (
     DayVerdicts,
+    QualitySummary,
     Store,
     Verdict,
     forget_pages,
     latest,
     newest_day,
+    summary,
+    unjudged_by_day,
     verdicts_by_day,
 )
 from okx_pipeline.storage.quality_rows import SeriesKey
@@ -38,10 +42,14 @@ from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe
 
 @dataclass(frozen=True, slots=True)
 class DayJudged:
-    """The verdicts on a day: every check on every series that holds candles of it or ought to."""
+    """The verdicts on a day: every check on every series that holds candles of it or ought to.
+
+    A check that had nothing to look at on a series has no verdict; `not_judged` counts them.
+    """
 
     day: date
     verdicts: list[Verdict]
+    not_judged: int = 0
 
 
 def days_to_judge(
@@ -107,7 +115,8 @@ def judge_days(
                 if row.read_at is not None or not row.missing
                 if changed is None or SeriesDay(symbol, row.timeframe, day) in changed
             ]
-            yield DayJudged(day, _judge(store, docs, day, rows) if rows else [])
+            verdicts = _judge(store, docs, day, rows) if rows else []
+            yield DayJudged(day, verdicts, len(rows) * len(Check) * len(Store) - len(verdicts))
 
 
 def judge_all(
@@ -151,13 +160,46 @@ def last_verdicts(store: CandleStore) -> list[Verdict]:
         return [] if day is None else latest(store.connection, start=day, end=day + timedelta(days=1))
 
 
-def recent_verdicts(store: CandleStore, most_days: int) -> list[DayVerdicts]:
-    """How the newest day that was judged and those before it fared, `most_days` in all, by day and check."""
+@dataclass(frozen=True, slots=True)
+class RecentVerdicts:
+    """How the newest days fared, and what stands of all days.
+
+    Parameters
+    ----------
+    days
+        By day and check, of the newest days.
+    unjudged
+        Series that are not judged as they are now, by day, of the same days and later ones.
+    standing
+        Of all days, however old; None if nothing was ever judged.
+    """
+
+    days: list[DayVerdicts]
+    unjudged: dict[date, int]
+    standing: QualitySummary | None
+
+    @property
+    def outcome(self) -> str:
+        """What stands in a few words; what was not judged has not passed."""
+        if self.standing is None:
+            return "not judged"
+        found = {"errors": self.standing.with_errors, "warnings": self.standing.with_warnings}
+        told = [f"series-days with {what}: {number:,}" for what, number in found.items() if number]
+        told = told or ["all verdicts passed"]
+        lacking = self.standing.unjudged
+        return ", ".join([*told, *([f"series-days not judged: {lacking:,}"] if lacking else [])])
+
+
+def recent_verdicts(store: CandleStore, most_days: int) -> RecentVerdicts:
+    """How the newest day that was judged and those before it fared, `most_days` in all, and what stands of all days."""
     with translated(store.place):
-        day = newest_day(store.connection)
+        connection = store.connection
+        day = newest_day(connection)
         if day is None:
-            return []
-        return verdicts_by_day(store.connection, day - timedelta(days=most_days - 1), day + timedelta(days=1))
+            return RecentVerdicts([], {}, None)
+        first = day - timedelta(days=most_days - 1)
+        days = verdicts_by_day(connection, first, day + timedelta(days=1))
+        return RecentVerdicts(days, unjudged_by_day(connection, first, date.max), summary(connection))
 
 
 def build_pages(store: CandleStore, docs: DataDocs, keep_days: int, now: datetime) -> tuple[Built, int]:
@@ -191,11 +233,10 @@ def _judge(store: CandleStore, docs: DataDocs, day: date, rows: Sequence[DayCove
 
 def _validated(store: CandleStore, docs: DataDocs, day: date, series: Sequence[SeriesKey]) -> list[Verdict]:
     """The verdicts on both stores; those on PostgreSQL's rows first."""
-    return [
-        verdict
-        for each in (Store.POSTGRES, Store.PARQUET)
-        for verdict in validate(store.connection, store.files, series, day, store=each, docs=docs)
-    ]
+    # The files are read first: of a file that cannot be read nobody knows whether it holds what PostgreSQL holds.
+    of_files = validate(store.connection, store.files, series, day, store=Store.PARQUET, docs=docs)
+    unreadable = {(each.symbol, each.timeframe) for each in of_files if "file_can_be_read" in each.failed}
+    return validate(store.connection, store.files, series, day, docs=docs, unreadable=unreadable) + of_files
 
 
 def _compare(store: CandleStore, symbol: str, day: date) -> None:

@@ -1,6 +1,7 @@
 """Verdicts of the quality checks in PostgreSQL: the latest of each check on each series-day.
 
-How a verdict is reached stands in the quality room.
+A check that had nothing to look at has no verdict: it is not judged, and never passed. How a verdict is reached stands
+in the quality room.
 """
 
 from collections.abc import Iterable, Sequence
@@ -82,6 +83,19 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Unjudged:
+    """A check that had nothing to look at on a series-day, and why; `read_at` is when that was found."""
+
+    symbol: str
+    timeframe: str
+    day: date
+    check: str
+    store: Store
+    reason: str
+    read_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class QualitySummary:
     """How the days of the ledger fared, all of them.
 
@@ -126,6 +140,11 @@ ON CONFLICT (symbol, timeframe, day, check_name, store) DO UPDATE SET
     passed = excluded.passed, severity = excluded.severity, failed = excluded.failed, observed = excluded.observed,
     rows = excluded.rows, validated_at = excluded.validated_at, docs_page = excluded.docs_page
 WHERE excluded.validated_at >= known.validated_at
+"""
+
+_WITHDRAW: Final[LiteralString] = """
+DELETE FROM trading.quality_results
+WHERE symbol = %s AND timeframe = %s AND day = %s AND check_name = %s AND store = %s AND validated_at <= %s
 """
 
 _LATEST: Final[LiteralString] = """
@@ -180,8 +199,19 @@ FETCH FIRST %s ROWS WITH TIES
 """
 
 
-def record(connection: Connection, verdicts: Iterable[Verdict]) -> None:
-    """Write down `verdicts`, each in place of an older one of the same check on the same series-day and store."""
+_UNJUDGED: Final[LiteralString] = """
+SELECT day, count(*) FROM trading.coverage
+WHERE content_hash IS NOT NULL AND (judged_at IS NULL OR judged_at < counted_at) AND present > 0
+  AND day >= %s AND day < %s
+GROUP BY day ORDER BY day
+"""
+
+
+def record(connection: Connection, verdicts: Iterable[Verdict], unjudged: Iterable[Unjudged] = ()) -> None:
+    """Write down `verdicts`, each in place of an older one of the same check on the same series-day and store.
+
+    An older verdict of what is `unjudged` is removed.
+    """
     ordered = sorted(verdicts, key=lambda each: (each.symbol, each.timeframe, each.day, each.check, each.store))
     rows = [
         (
@@ -190,8 +220,10 @@ def record(connection: Connection, verdicts: Iterable[Verdict]) -> None:
         )
         for each in ordered
     ]
+    gone = sorted((each.symbol, each.timeframe, each.day, each.check, each.store, each.read_at) for each in unjudged)
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany(_RECORD, rows)
+        cursor.executemany(_WITHDRAW, gone)
 
 
 def latest(
@@ -260,6 +292,11 @@ def judged_after(connection: Connection, after: datetime, most: int) -> list[tup
     At most `most` of them, and those of the same time as the last. By the database's clock.
     """
     return [(symbol, day, at) for symbol, day, at in connection.execute(_JUDGED_AFTER, (after, most))]
+
+
+def unjudged_by_day(connection: Connection, start: date, end: date) -> dict[date, int]:
+    """Series of the closed days [start, end) that the checks have not judged as they are now, by day."""
+    return dict(connection.execute(_UNJUDGED, (start, end)).fetchall())
 
 
 def verdicts_by_day(connection: Connection, start: date, end: date) -> list[DayVerdicts]:

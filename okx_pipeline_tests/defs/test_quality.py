@@ -568,14 +568,19 @@ def test_a_first_pass_of_long_ago_is_not_reported_and_one_after_a_failure_is(
     assert not failing(instance, DAY)
 
 
-def test_the_pages_are_built_and_the_report_shows_how_the_days_fared(
-    instance: dg.DagsterInstance, pipeline: Pipeline, served: None
+def test_the_pages_are_built_and_the_report_shows_how_the_days_fared_and_which_were_not_judged(
+    instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection, served: None
 ) -> None:
+    def built_pages() -> dg.ExecuteInProcessResult:
+        job = defs.resolve_job_def("okx_data_docs")
+        return job.execute_in_process(instance=instance, resources={"pipeline": pipeline})
+
     run(candles, instance, pipeline, DAY)
+    [before] = built_pages().asset_materializations_for_node("okx__quality_report")
+    said = {name: value.value for name, value in before.metadata.items() if name in {"outcome", "errors", "warnings"}}
+    assert said == dict.fromkeys(("outcome", "errors", "warnings"), "not judged")
     judge(instance, pipeline, DAY)
-    result = defs.resolve_job_def("okx_data_docs").execute_in_process(
-        instance=instance, resources={"pipeline": pipeline}
-    )
+    result = built_pages()
     assert result.success
     [built] = result.asset_materializations_for_node("okx__data_docs")
     assert built.metadata["pages"].value == 2
@@ -583,4 +588,12 @@ def test_the_pages_are_built_and_the_report_shows_how_the_days_fared(
     [report] = result.asset_materializations_for_node("okx__quality_report")
     # However long ago the newest day judged is.
     assert f"{DAY}" in {row.data["day"] for row in report.metadata["by day"].records}
+    assert report.metadata["outcome"].value == "all verdicts passed"
     assert report.metadata["errors"].value == 0
+    connection.execute("UPDATE trading.coverage SET judged_at = NULL WHERE timeframe = '1h'")
+    connection.execute(
+        "UPDATE trading.quality_results SET passed = false, severity = 'critical', failed = '{no_candle_missing}' "
+        "WHERE timeframe = '15m' AND check_name = 'completeness'"
+    )
+    [report] = built_pages().asset_materializations_for_node("okx__quality_report")
+    assert report.metadata["outcome"].value == "series-days with errors: 1, series-days not judged: 1"

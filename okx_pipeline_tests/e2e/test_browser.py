@@ -167,13 +167,15 @@ def test_a_failed_check_leads_to_the_page_that_names_the_expectation(
     with page.expect_popup() as opened:
         page.get_by_role("link").filter(has_text="/quality/").click()
     docs = opened.value
-    expect(docs.get_by_role("heading", name=f"Candles of {DAY} in PostgreSQL")).to_be_visible()
+    expect(docs.get_by_role("heading", name=f"Candles of {SYMBOL} on {DAY} in PostgreSQL")).to_be_visible()
     failed = docs.locator("#ohlc_sanity").get_by_role("row").filter(has_text="high_at_least_low").first
     expect(failed).to_be_visible()
-    expect(failed).to_contain_text("critical")
+    expect(failed).to_contain_text("error")
     expect(failed).to_contain_text(f"{DAY}T07:00")
     window.keep("data-docs", docs)
     assert urlsplit(docs.url).netloc == urlsplit(running.await_line("Data quality").split()[-1]).netloc
+    docs.get_by_role("link", name="Dagster", exact=True).click()
+    docs.wait_for_url(f"http://127.0.0.1:{running.system.port}/**")
     docs.close()
 
 

@@ -8,14 +8,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from okx_pipeline.candles import Candle, Source
+from okx_pipeline.quality import copies
 from okx_pipeline.quality.data_docs import DataDocs
 from okx_pipeline.quality.suites import CANDLE_RULES, RULES, Check
 from okx_pipeline.quality.validation import SAMPLES, validate
+from okx_pipeline.quality.verdicts import DayJudged, judge_days
+from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import Connection, Database, one
 from okx_pipeline.storage.landing import land
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth, day_hashes
@@ -26,6 +30,8 @@ from okx_pipeline.timeframes import DAY_MS, day_ms
 from okx_pipeline_tests.quality.sound_store import DAY, EVE, candles, fill, list_instruments
 
 CLEAN = [("CLEAN-USDT-SWAP", "15m"), ("CLEAN-USDT", "15m"), ("CLEAN-USDT-SWAP", "1d")]
+ALONE = ("CLEAN-USDT", "15m")
+"""Of CLEAN the one that has no other timeframe to be compared with."""
 CHANGED = day_ms(DAY) + 50 * 900_000
 AN_HOUR = f"timestamp_ms >= {CHANGED} AND timestamp_ms < {CHANGED + 3_600_000}"
 LATER = datetime(2026, 9, 1, tzinfo=UTC)
@@ -66,7 +72,9 @@ def test_a_clean_store_passes_every_check(
     fill(connection, files, CLEAN)
     verdicts = validate(connection, files, CLEAN, DAY, store=store, docs=docs)
     judged = [(each.symbol, each.timeframe, each.check) for each in verdicts]
-    assert judged == [(*key, check) for key in CLEAN for check in Check]
+    assert judged == [
+        (*key, check) for key in CLEAN for check in Check if (key, check) != (ALONE, Check.TIMEFRAME_CONSISTENCY)
+    ]
     assert {(each.severity, each.failed, each.passed, each.store) for each in verdicts} == {(None, (), True, store)}
     assert {each.rows for each in verdicts if each.timeframe == "15m"} == {96}
     assert latest(connection) == sorted(verdicts, key=lambda each: (each.symbol, each.timeframe, each.check))
@@ -77,13 +85,65 @@ def test_no_series_has_no_verdicts_and_no_page(connection: Connection, files: Pa
     assert not docs.folder.exists()
 
 
-def test_a_day_nobody_has_anything_of_passes_and_the_ledger_is_said_not_to_know_it(
-    connection: Connection, files: ParquetStore
+def unjudged(docs: DataDocs) -> dict[Store, dict[str, str]]:
+    """What the newest result of each store says was not judged: the checks, and why."""
+    found: dict[Store, dict[str, str]] = {}
+    for path in sorted(docs.folder.rglob("*.json")):
+        meta = msgspec.json.decode(path.read_bytes())["meta"]
+        found[Store(meta["store"])] = {each["check"]: each["reason"] for each in meta["unjudged"]}
+    return found
+
+
+def test_a_day_nobody_has_anything_of_is_not_judged_and_has_passed_nothing(
+    connection: Connection, files: ParquetStore, docs: DataDocs
 ) -> None:
     fill(connection, files, CLEAN[:1])
-    verdicts = validate(connection, files, CLEAN[:1], date(2026, 7, 1))
-    assert failing(verdicts) == {CLEAN[0]: {"ledger_knows_the_day"}}
-    assert all(each.passed and each.rows == 0 for each in verdicts)
+    verdicts = validate(connection, files, CLEAN[:1], date(2026, 7, 1), docs=docs)
+    # That there are no rows in either store, and that the table has its columns, is known all the same.
+    assert {each.check for each in verdicts} == {Check.SCHEMA, Check.STORE_PARITY}
+    assert unjudged(docs)[Store.POSTGRES] == {
+        Check.COMPLETENESS: "the ledger has not counted the day yet",
+        Check.OHLC_SANITY: "no candle of the day is held",
+        Check.VOLUMES: "no candle of the day is held",
+        Check.MARKET_MOVES: "no candle of the day is held",
+        Check.TIMEFRAME_CONSISTENCY: "no other timeframe of the day is held to compare with",
+    }
+
+
+def test_completeness_is_not_judged_of_a_day_that_the_ledger_does_not_know(
+    connection: Connection, files: ParquetStore
+) -> None:
+    fill(connection, files, CLEAN)
+    assert Check.COMPLETENESS in {each.check for each in validate(connection, files, CLEAN[:1], DAY)}
+    connection.execute("DELETE FROM trading.coverage")
+    validate(connection, files, CLEAN[:1], DAY)
+    # Nor does the verdict from before stand: nobody knows whether it still holds.
+    assert Check.COMPLETENESS not in {each.check for each in latest(connection)}
+
+
+def test_a_file_that_cannot_be_read_has_passed_nothing_in_either_store(
+    connection: Connection, files: ParquetStore, docs: DataDocs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged_again() -> DayJudged:
+        [judged] = judge_days(CandleStore(connection, files, ""), docs, {CLEAN[0][0]: [DAY]})
+        return judged
+
+    # As on a disk that takes no more.
+    monkeypatch.setattr(copies, "write_again", lambda *_: False)
+    fill(connection, files, CLEAN[:1])
+    judged_again()
+    assert {each.store for each in latest(connection) if each.check == Check.STORE_PARITY} == set(Store)
+    # The footer stays readable, and the hashes are there that parity goes by.
+    with_a_flipped_bit(Path(files.place(SeriesMonth(*CLEAN[0], date(2026, 8, 1)))))
+    judged = judged_again()
+    of_file = [each for each in judged.verdicts if each.store is Store.PARQUET]
+    assert {each.check for each in of_file} == {Check.SCHEMA, Check.COMPLETENESS}
+    assert all(each.is_error for each in of_file)
+    stand = latest(connection)
+    assert {each.check for each in stand if each.store is Store.PARQUET} == {each.check for each in of_file}
+    assert Check.STORE_PARITY not in {each.check for each in stand}
+    assert judged.not_judged == 2 * len(Check) - len(judged.verdicts)
+    assert unjudged(docs)[Store.PARQUET][Check.OHLC_SANITY] == "the Parquet file cannot be read"
 
 
 @pytest.mark.parametrize("store", Store)
@@ -175,7 +235,6 @@ IN_POSTGRESQL = [
     ),
     Corruption("no_candle_missing", f"DELETE FROM trading.candlesticks WHERE {{series}} AND timestamp_ms = {CHANGED}"),
     Corruption("no_candle_missing", "UPDATE trading.coverage SET expected = 97, missing = 1 WHERE {series}"),
-    Corruption("ledger_knows_the_day", "DELETE FROM trading.coverage WHERE {series}"),
     Corruption("candles_add_up", MISMATCH.format("open", "NULL") % CHANGED),
     Corruption("candles_of_okx_add_up", MISMATCH.format("exchange", "now()") % CHANGED),
     setting("parquet_equals_postgresql", "volume_quote = volume_quote + 1"),
@@ -187,7 +246,7 @@ IN_POSTGRESQL = [
 
 
 def unguarded(connection: Connection) -> None:
-    """Take away what keeps nonsense out of the tables."""
+    """Take away what keeps nonsense out of the tables, and what marks a change by hand as one to be projected."""
     tables = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'trading.candlesticks'::regclass"
     names = ["trading.candlesticks", *(name for (name,) in connection.execute(tables).fetchall())]
     for name in names:
@@ -197,7 +256,8 @@ def unguarded(connection: Connection) -> None:
             connection.execute(f'ALTER TABLE {name} DROP CONSTRAINT IF EXISTS "{constraint}"')
     for column in ("open_price", "high_price", "volume_quote", "source", "received_at", "updated_at"):
         connection.execute(f"ALTER TABLE trading.candlesticks ALTER {column} DROP NOT NULL")
-    connection.execute("ALTER TABLE trading.candlesticks DISABLE TRIGGER keep_revision")
+    for name in names:
+        connection.execute(f"ALTER TABLE {name} DISABLE TRIGGER USER")
 
 
 def test_every_corruption_in_postgresql_is_caught_by_the_expectation_that_names_it(
@@ -471,7 +531,8 @@ def test_a_file_of_other_rows_that_says_so_is_not_what_postgresql_holds(
 def test_every_rule_is_broken_in_one_of_these_tests_and_those_about_candles_in_both_stores() -> None:
     broken = [{corruption.rule for corruption in each} for each in (IN_POSTGRESQL, IN_PARQUET)]
     of_candles = {rule.name for rule in CANDLE_RULES}
-    assert broken[0] | broken[1] == set(RULES)
+    # What the ledger does not know is not judged, see above; its page says so.
+    assert broken[0] | broken[1] == set(RULES) - {"ledger_knows_the_day"}
     assert of_candles - broken[0] == {rule.name for rule in CANDLE_RULES if rule.of_files}
     assert of_candles - broken[1] == set()
     assert len(IN_POSTGRESQL) >= 30
@@ -572,7 +633,8 @@ def test_a_hundred_series_cost_less_than_three_times_one(connection: Connection,
 
     def seconds(series: list[SeriesKey]) -> float:
         started = perf_counter()
-        assert len(validate(connection, files, series, DAY)) == len(series) * len(Check)
+        # All but the consistency of timeframes, of which each symbol has one.
+        assert len(validate(connection, files, series, DAY)) == len(series) * (len(Check) - 1)
         return perf_counter() - started
 
     # The best of several, as a busy machine holds up one or another.

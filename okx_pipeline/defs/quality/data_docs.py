@@ -2,6 +2,7 @@
 
 import base64
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, Final
 
 import dagster as dg
@@ -27,7 +28,7 @@ REPORT_DAYS: Final = 60
     pool="okx_data_docs",
 )
 def data_docs(pipeline: Pipeline) -> dg.MaterializeResult[None]:
-    """One page per validation of a day, and their index; pages of long ago are pruned."""
+    """One page per validation of a day, their index and a page per month; old pages are pruned."""
     with told_in_one_line(), pipeline.store() as store:
         built, pruned = build_pages(store, pipeline.docs(), KEEP_DAYS, datetime.now(tz=UTC))
     return dg.MaterializeResult(
@@ -48,17 +49,26 @@ def data_docs(pipeline: Pipeline) -> dg.MaterializeResult[None]:
     owners=["team:market-data"],
 )
 def quality_report(pipeline: Pipeline) -> dg.MaterializeResult[None]:
-    """One row per day and check: series that passed, were warned of and failed, the last two months as a picture."""
+    """One row per day and check: series that passed, have warnings or errors, and series that are not judged.
+
+    Errors and warnings are those that stand on all days; picture and table show the last two months.
+    """
     with told_in_one_line(), pipeline.store() as store:
-        days = recent_verdicts(store, REPORT_DAYS)
-    picture = base64.b64encode(verdicts_svg(days).encode()).decode()
+        recent = recent_verdicts(store, REPORT_DAYS)
+    picture = base64.b64encode(verdicts_svg(recent.days, recent.unjudged).encode()).decode()
+    series = {
+        day: max(each.series for each in of_day) for day, of_day in groupby(recent.days, key=lambda each: each.day)
+    }
+    standing = recent.standing
     return dg.MaterializeResult(
         metadata={
-            "verdicts": sum(each.series for each in days),
-            "errors": sum(each.errors for each in days),
-            "warnings": sum(each.warnings for each in days),
+            "outcome": recent.outcome,
+            "series-days": standing.series_days if standing else 0,
+            "errors": standing.with_errors if standing else "not judged",
+            "warnings": standing.with_warnings if standing else "not judged",
+            "not judged": standing.unjudged if standing else "everything",
             "over time": dg.MetadataValue.md(f"![verdicts](data:image/svg+xml;base64,{picture})"),
-            "by day": dg.MetadataValue.table([_record(each) for each in days[-300:]], _SCHEMA),
+            "by day": dg.MetadataValue.table([_record(each, series[each.day]) for each in recent.days[-300:]], _SCHEMA),
         }
     )
 
@@ -67,12 +77,13 @@ _SCHEMA: Final = dg.TableSchema(
     [
         dg.TableColumn("day", "string"),
         dg.TableColumn("check", "string"),
-        *(dg.TableColumn(name, "int") for name in ("series", "passed", "warnings", "errors")),
+        *(dg.TableColumn(name, "int") for name in ("series", "passed", "warnings", "errors", "not judged")),
     ]
 )
 
 
-def _record(each: DayVerdicts) -> dg.TableRecord:
+def _record(each: DayVerdicts, series: int) -> dg.TableRecord:
+    """A row of the table; `series` were judged by any check of the day."""
     row: dict[str, Any] = {
         "day": each.day.isoformat(),
         "check": each.check,
@@ -80,5 +91,6 @@ def _record(each: DayVerdicts) -> dg.TableRecord:
         "passed": each.series - each.warnings - each.errors,
         "warnings": each.warnings,
         "errors": each.errors,
+        "not judged": series - each.series,
     }
     return dg.TableRecord(row)
