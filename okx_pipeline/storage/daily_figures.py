@@ -1,4 +1,4 @@
-"""A UTC day in figures, for its report: the market, where its candles came from, and what of it was corrected."""
+"""A UTC day in figures, for its report: the market, where its candles came from, what was corrected and judged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +49,13 @@ LIMIT 500
 """
 
 
+_JUDGED: Final[LiteralString] = """
+SELECT symbol, timeframe, judged_at >= counted_at
+FROM trading.coverage JOIN unnest(%s::text[], %s::text[]) AS wanted (symbol, timeframe) USING (symbol, timeframe)
+WHERE day = %s AND judged_at IS NOT NULL
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Market:
     """A symbol's day: prices, volume in base and quote coin (as the columns have it), and its closes, for a picture."""
@@ -68,6 +75,11 @@ class Market:
     def move_percent(self) -> float:
         """How much the last price is above the first, in percent of it."""
         return float((self.close / self.open - 1) * 100)
+
+    @property
+    def direction(self) -> str:
+        """Whether the price is `rising`, `falling` or `flat` from the first to the last."""
+        return "rising" if self.close > self.open else "falling" if self.close < self.open else "flat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +125,12 @@ def arrivals(connection: Connection, day: date, series: Sequence[tuple[str, str]
 def corrections(connection: Connection, day: date) -> list[Correction]:
     """The candles of `day` that were corrected, as they were and are; the first 500."""
     return [Correction(*row) for row in connection.execute(_CORRECTIONS, _bounds(day))]
+
+
+def judged(connection: Connection, day: date, series: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bool]:
+    """Which of `series` were judged on `day`, and whether they were judged as they are now."""
+    found = connection.execute(_JUDGED, (*_columns(series), day))
+    return {(symbol, timeframe): is_current for symbol, timeframe, is_current in found}
 
 
 def _columns(series: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:

@@ -52,9 +52,11 @@ def test_a_day_is_told_on_one_page_that_loads_nothing(
     high = one(connection, "SELECT max(high_price) FROM trading.candlesticks WHERE timeframe = '15m'")
     assert f"{high}" in page
     assert "123456.5" in page
-    assert page.count("<svg") == 2
+    # A line of its prices, and a strip of days for each series.
+    assert page.count("<svg") == 1 + 2
     for text in (page, (folder / "2026-08-20.md").read_text()):
         assert "120 of 120 candles held" in text
+        assert "not judged" not in text
         assert f"{BTC} 15m" in text
     assert 'href="2026-08-20.html"' in (folder / "index.html").read_text()
 
@@ -64,4 +66,17 @@ def test_a_day_of_which_nothing_is_held_is_told_all_the_same(
 ) -> None:
     result = dg.materialize([daily_report], instance=instance, resources={"pipeline": pipeline}, partition_key=str(DAY))
     assert result.success
-    assert "0 of 0 candles held" in (pipeline.settings().reports_folder / f"{DAY}.html").read_text()
+    [event] = result.asset_materializations_for_node("okx__daily_report")
+    assert (event.metadata["errors"].value, event.metadata["series not judged"].value) == ("not judged", 0)
+    page = (pipeline.settings().reports_folder / f"{DAY}.html").read_text()
+    assert "0 of 0 candles held" in page
+    assert 'class="good"' not in page
+
+
+def test_what_is_held_and_not_subscribed_is_in_the_report(
+    instance: dg.DagsterInstance, pipeline: Pipeline, connection: Connection, landed: None
+) -> None:
+    connection.execute("DELETE FROM trading.subscriptions")
+    result = dg.materialize([daily_report], instance=instance, resources={"pipeline": pipeline}, partition_key=str(DAY))
+    [event] = result.asset_materializations_for_node("okx__daily_report")
+    assert (event.metadata["expected"].value, event.metadata["present"].value) == (120, 120)

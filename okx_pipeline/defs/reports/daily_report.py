@@ -26,8 +26,8 @@ def daily_report(context: dg.AssetExecutionContext, pipeline: Pipeline) -> None:
     settings = pipeline.settings()
     with told_in_one_line(), pipeline.store() as store:
         symbols = symbols_in_scope(store.connection)
-        for key in sorted(context.partition_keys):
-            report = read_report(store, date.fromisoformat(key), symbols)
+        for day in sorted(map(date.fromisoformat, context.partition_keys)):
+            report = read_report(store, day, symbols)
             page = write_report(settings.reports_folder, report)
             metadata = {
                 "report": dg.MetadataValue.md(markdown_of(report)),
@@ -35,10 +35,12 @@ def daily_report(context: dg.AssetExecutionContext, pipeline: Pipeline) -> None:
                 "expected": report.expected,
                 "present": report.present,
                 "missing": report.missing,
-                "errors": report.errors,
+                "errors": report.errors if report.verdicts else "not judged",
+                "series not judged": len(report.unjudged),
+                "day is over": report.is_over,
                 "corrections": len(report.corrections),
             }
-            context.add_asset_metadata(metadata, partition_key=key)
+            context.add_asset_metadata(metadata, partition_key=f"{day}")
 
 
 daily_report_job = dg.define_asset_job("okx_daily_report", selection=[daily_report])
@@ -52,6 +54,6 @@ daily_report_job = dg.define_asset_job("okx_daily_report", selection=[daily_repo
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
 def daily_report_daily(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-    """Yesterday, when it has been read once more and judged."""
+    """Request the report of yesterday, an hour after its end: by then its candles are read and judged."""
     day = context.scheduled_execution_time.astimezone(UTC).date() - timedelta(days=1)
     yield dg.RunRequest(run_key=f"{day}", partition_key=f"{day}")
