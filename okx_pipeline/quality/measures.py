@@ -128,7 +128,7 @@ def series_frame(
                 "uncounted": "the ledger has no row of the day yet" if ledger is None else None,
                 "mismatches": differing[key, False],
                 "mismatches_of_okx": differing[key, True],
-                **_parity_facts(parity.get(key), flaws.unreadable),
+                **_parity_facts(parity.get(key)),
             }
         )
     frame = pd.DataFrame(facts)
