@@ -53,6 +53,10 @@ RefusedRowError = (psycopg.IntegrityError, psycopg.DataError)
 """The tables refuse a row: trying again would not help."""
 
 
+SHARED_MEMORY: Final = "shared memory segment"
+"""What PostgreSQL could not make, in its words, where not a disk is full but /dev/shm, which holds those on Linux."""
+
+
 class StorageError(PipelineError):
     """PostgreSQL or a Parquet store refused, in one line."""
 
@@ -206,6 +210,11 @@ def translated(place: str) -> Iterator[None]:
     try:
         yield
     except errors.DiskFull as problem:
+        if SHARED_MEMORY in str(problem):
+            raise StorageError(
+                f"PostgreSQL ({place}) has no space left in /dev/shm of its machine: {_line(problem)}; "
+                "free some there, or give a container more of it, and run the same again"
+            ) from problem
         raise StorageError(
             f"PostgreSQL ({place}) has no disk space left: {_line(problem)}; what has landed is safe: "
             "free some space and run the same again"

@@ -41,6 +41,7 @@ from urllib.parse import quote
 
 from okx_pipeline.errors import PipelineError, UsageError
 from okx_pipeline.storage import embedded_guard
+from okx_pipeline.storage.database import SHARED_MEMORY
 from okx_pipeline.storage.embedded_guard import POLL_SECONDS, postmaster, postmaster_file, stop_server, try_lock
 
 _MAJOR: Final = "18"
@@ -448,7 +449,12 @@ class EmbeddedPostgres:
         said = [line for line in lines if "the database system is" not in line]
         reasons = [found[0] for line in said if (found := re.search(r"(FATAL|PANIC|ERROR|error):.*", line))]
         # Of a full disk the last reason may be a mere consequence, or there may have been no room for any.
-        full = any(sign in line for line in lines for sign in _DISK_FULL)
+        full = [line for line in lines if any(sign in line for sign in _DISK_FULL)]
+        if any(SHARED_MEMORY in line for line in full):
+            return EmbeddedPostgresError(
+                "no space left in /dev/shm, where PostgreSQL keeps its shared memory: free some there, or give a "
+                "container more of it, and start again"
+            )
         if full or (not reasons and shutil.disk_usage(self._home).free < _WAL_SEGMENT_BYTES):
             return self._disk_full()
         reason = reasons[-1] if reasons else " ".join(said[-3:]) or "it said nothing"

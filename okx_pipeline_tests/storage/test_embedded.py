@@ -907,6 +907,39 @@ def test_a_full_disk_is_told(home: Path, tmp_path: Path, megabytes: float) -> No
         until(lambda: subprocess.run(["umount", disk], capture_output=True).returncode == 0)
 
 
+QUERY_IN_PARALLEL = """
+import sys
+from pathlib import Path
+from okx_pipeline.errors import PipelineError
+from okx_pipeline.storage.database import Database, translated
+from okx_pipeline.storage.embedded import EmbeddedPostgres
+try:
+    with EmbeddedPostgres(Path(sys.argv[1])) as server, translated("here"):
+        connection = Database(server.url).connect()
+        for cost in ("parallel_setup_cost", "parallel_tuple_cost", "min_parallel_table_scan_size"):
+            connection.execute(f"SET {cost} = 0")
+        connection.execute("CREATE TABLE numbers AS SELECT generate_series(1, 100000) AS number")
+        connection.execute("SELECT count(*) FROM numbers JOIN numbers AS others USING (number)")
+except PipelineError as problem:
+    print(problem)
+"""
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("size", "told"), [("4k", "no space left in /dev/shm, where "), ("1500k", "has no space left in /dev/shm of its ")]
+)
+def test_full_shared_memory_is_told_as_such_and_not_as_a_full_disk(bare_home: Path, size: str, told: str) -> None:
+    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh", sys.executable, "-P", "-c", QUERY_IN_PARALLEL, bare_home]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    assert told in done.stdout
+    assert "free some there" in done.stdout
+    assert str(bare_home) not in done.stdout
+
+
 def test_a_path_squatted_in_the_temporary_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / ("long" * 30)
     temporary = Path(tempfile.mkdtemp(dir="/tmp"))
