@@ -79,7 +79,8 @@ def load_candles(
     store
         ``parquet`` reads the files, and PostgreSQL only if one is damaged; ``postgres`` has the last minutes, too.
     numbers
-        ``decimal`` for exact numbers (decimal128(38, 18); `decimal.Decimal` in pandas), ``float`` for fast ones.
+        ``decimal`` for exact numbers (decimal128(38, 18); `decimal.Decimal` in pandas), ``float`` for fast ones, each
+        the double nearest to the decimal, as ``float("0.25387")`` gives it.
     kind
         ``pandas``: a frame indexed by ``open_time`` (UTC); ``arrow``: a table with ``timestamp_ms`` and ``open_time``.
     settings
@@ -188,7 +189,9 @@ def _read(settings: Settings, store: str, symbol: str, timeframe: Timeframe, wit
 def _as_floats(table: "pa.Table") -> "pa.Table":
     import pyarrow as pa
 
+    from okx_pipeline.storage.doubles import doubles
+
     columns: dict[str, Any] = {
-        name: table[name].cast(pa.float64()) if name in NAMES else table[name] for name in table.schema.names
+        name: pa.array(doubles(table[name])) if name in NAMES else table[name] for name in table.schema.names
     }
     return pa.table(columns)

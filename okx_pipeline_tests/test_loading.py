@@ -36,7 +36,7 @@ LARGE = "12345678901234567890.5"
 
 def candle(number: int) -> Candle:
     price = f"{60_000 + number}.1"
-    return Candle(SYMBOL, "1h", OPENS[number], price, "70000", SMALL, price, LARGE, "0", f"{number}.25")
+    return Candle(SYMBOL, "1h", OPENS[number], price, "70000", SMALL, price, LARGE, "0", f"0.{25387 + number}")
 
 
 @pytest.fixture
@@ -86,6 +86,13 @@ def test_floats_are_floats_and_resample(settings: Settings) -> None:
     assert frame["close"].resample("1D").last().tolist() == [60_023.1, 60_047.1, 60_071.1, 60_095.1]
 
 
+def test_floats_are_the_ones_nearest_to_the_decimals(settings: Settings) -> None:
+    exact = load_candles(SYMBOL, "1h", settings=settings)
+    fast = load_candles(SYMBOL, "1h", numbers="float", settings=settings)
+    for name in exact:
+        assert fast[name].tolist() == [float(str(number)) for number in exact[name]]
+
+
 def test_the_package_offers_it_by_name_and_imports_nothing_for_it() -> None:
     assert okx_pipeline.load_candles is load_candles
     code = "import sys, okx_pipeline; print(' '.join(sys.modules))"
@@ -133,7 +140,7 @@ def test_a_file_of_any_kind_holds_the_range_exactly(exported: Export, tmp_path: 
         "symbol,timeframe,timestamp_ms,open_time,open,high,low,close,volume,volume_currency,volume_quote"
     )
     assert lines[1] == (
-        f"{SYMBOL},1h,{OPENS[40]},2026-07-31 16:00:00.000,60040.1,70000,{SMALL},60040.1,{LARGE},0,40.25"
+        f"{SYMBOL},1h,{OPENS[40]},2026-07-31 16:00:00.000,60040.1,70000,{SMALL},60040.1,{LARGE},0,0.25427"
     )
     tables = [pq.read_table(tmp_path / "candles.parquet"), feather.read_table(tmp_path / "candles.feather")]
     for table in tables:

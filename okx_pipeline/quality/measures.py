@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from okx_pipeline.candles import FRACTION_DIGITS, INTEGER_DIGITS, PRICE_COLUMNS
 from okx_pipeline.quality.suites import CANDLE_RULES, Check
+from okx_pipeline.storage.doubles import doubles
 from okx_pipeline.storage.parquet import NUMBER
 from okx_pipeline.storage.quality_results import Store
 from okx_pipeline.storage.quality_rows import (
@@ -234,6 +235,8 @@ def _integers(column: Any) -> Integers:
 
 
 def _floats(column: Any) -> Floats:
+    if column.type == NUMBER:
+        return doubles(column)
     found: Floats = column.cast(pa.float64()).to_numpy()
     return found
 

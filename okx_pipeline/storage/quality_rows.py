@@ -21,6 +21,7 @@ from pyarrow import csv
 
 from okx_pipeline.candles import COLUMNS, FRACTION_DIGITS, INTEGER_DIGITS, VALUE_COLUMNS
 from okx_pipeline.storage.database import Connection, session_lock, snapshot
+from okx_pipeline.storage.doubles import doubles
 from okx_pipeline.storage.parquet import ARROW_SCHEMA, NUMBER, DamagedFileError, ParquetStore, SeriesMonth, day_hashes
 from okx_pipeline.storage.quality_results import Store
 from okx_pipeline.timeframes import DAY_MS, day_ms, day_of, month_bounds, utc
@@ -514,7 +515,8 @@ def _in_file(files: ParquetStore, number: int, key: SeriesKey, day: date) -> tup
     numbered = {"series": pa.array(np.full(rows.num_rows, number, dtype=np.int32))}
     candles = _of_schema({**numbered, **_by_name(rows)}, rows.num_rows, CANDLES)
     numbered = {"series": pa.array(np.full(before.num_rows, number, dtype=np.int32))}
-    floats = {name: before[name].cast(EARLIER.field(name).type) for name in EARLIER.names[1:]}
+    floats = {name: pa.array(doubles(before[name]), from_pandas=True) for name in EARLIER.names[2:]}
+    floats["timestamp_ms"] = before["timestamp_ms"]
     return candles, _of_schema({**numbered, **floats}, before.num_rows, EARLIER), flaws
 
 
