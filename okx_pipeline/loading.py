@@ -8,7 +8,7 @@ from okx_pipeline.candles import VALUE_COLUMNS, parse_symbol
 from okx_pipeline.errors import PipelineError, UsageError, command
 from okx_pipeline.ranges import Range
 from okx_pipeline.settings import Settings, read_settings
-from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe
+from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, iso, parse_timeframe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +26,8 @@ class DamagedFileWarning(UserWarning):
 NAMES: Final = {column.name: column.name.removesuffix("_price") for column in VALUE_COLUMNS}
 """Columns as people read them, as in the view `trading.candles`."""
 
+_EARLIEST_MS: Final = 100_000_000_000
+"""In 1973, before any candle; read as seconds, in the year 5138."""
 _END_OF_TIME_MS: Final = 253_402_300_800_000
 
 
@@ -137,7 +139,7 @@ def moment_ms(name: str, moment: Moment) -> int:
     Raises
     ------
     UsageError
-        If it is none, or has no time zone.
+        If it is none, has no time zone, or is a number of seconds, microseconds or nanoseconds.
     """
     if isinstance(moment, str):
         try:
@@ -151,7 +153,25 @@ def moment_ms(name: str, moment: Moment) -> int:
         return since.days * DAY_MS + since.seconds * 1000 + since.microseconds // 1000
     if isinstance(moment, date):
         return day_ms(moment)
-    return int(moment)
+    return _checked_ms(name, int(moment))
+
+
+def _checked_ms(name: str, number: int) -> int:
+    """`number` if it can be meant as Unix milliseconds; one of seconds would name 1970, one of nanoseconds no year."""
+    if number <= 0 or _EARLIEST_MS <= number <= _END_OF_TIME_MS:
+        return number
+    in_milliseconds = iso(number) if number < _EARLIEST_MS else "past the year 9999"
+    for unit, meant_ms in (
+        ("seconds", number * 1000 if number < _EARLIEST_MS else None),
+        ("microseconds", number // 1000),
+        ("nanoseconds", number // 1_000_000),
+    ):
+        if meant_ms is not None and meant_ms <= _END_OF_TIME_MS:
+            raise UsageError(
+                f"{name} {number} is {in_milliseconds} in milliseconds and {iso(meant_ms)} in {unit}; "
+                f"write {meant_ms:d}, or {iso(meant_ms)} as text"
+            )
+    raise UsageError(f"{name} {number} is {in_milliseconds}; write milliseconds, as 1785542400000")
 
 
 def _read(settings: Settings, store: str, symbol: str, timeframe: Timeframe, within: Range) -> "pa.Table":

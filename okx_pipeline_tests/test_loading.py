@@ -1,6 +1,7 @@
 """Candles for analysis: the same rows from either store, exact or fast, as frame or table, and as files."""
 
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,6 +119,36 @@ def test_what_cannot_be_is_refused_in_words(settings: Settings, arguments: tuple
 def test_a_moment_is_exact_to_the_millisecond() -> None:
     assert moment_ms("start", "2026-08-01T00:00:00.123+02:00") == day_ms(date(2026, 8, 1)) - 2 * HOUR_MS + 123
     assert moment_ms("start", date(1970, 1, 2)) == DAY_MS
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (
+            1_785_542_400,
+            "start 1785542400 is 1970-01-21T15:59:02.400Z in milliseconds and 2026-08-01T00:00Z in seconds; "
+            "write 1785542400000, or 2026-08-01T00:00Z as text",
+        ),
+        (1_785_542_400.5, "2026-08-01T00:00Z in seconds; write 1785542400000"),
+        (
+            1_785_542_400_000_000,
+            "start 1785542400000000 is past the year 9999 in milliseconds and 2026-08-01T00:00Z in microseconds; "
+            "write 1785542400000, or 2026-08-01T00:00Z as text",
+        ),
+        (pd.Timestamp("2026-08-01", tz="UTC").value, "2026-08-01T00:00Z in nanoseconds; write 1785542400000"),
+        (2**63 - 1, "2262-04-11T23:47:16.854Z in nanoseconds"),
+        (10**30, "start 1000000000000000000000000000000 is past the year 9999; write milliseconds, as 1785542400000"),
+    ],
+)
+def test_a_number_of_another_unit_is_refused_with_both_readings(number: float, said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        moment_ms("start", number)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"^end "):
+        load_candles(SYMBOL, "1h", "2026-07-01", number, settings=Settings(home=Path("/nonexistent")))  # type: ignore[call-overload]
+
+
+def test_the_first_and_the_last_moment_there_are_may_be_written_as_numbers() -> None:
+    assert [moment_ms("start", ms) for ms in (0, OPENS[0], 253_402_300_800_000)] == [0, OPENS[0], 253_402_300_800_000]
 
 
 Export = Callable[[str], int]
