@@ -111,6 +111,9 @@ def main() -> NoReturn:
         # Typer's own messages take a box of several lines.
         _complain(f"{problem.format_message().rstrip('.')}; see --help")
         status = ExitStatus.USAGE
+    except MemoryError:
+        _complain("there is not enough memory for that; name fewer days or series")
+        status = ExitStatus.FAILED
     except BrokenPipeError:
         # Whoever read our output has gone; so does the rest of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,9 @@
 """Candles for analysis: a range of a series as a pandas frame or an Arrow table, from Parquet or PostgreSQL."""
 
 import warnings
+from collections.abc import Callable
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from okx_pipeline.candles import VALUE_COLUMNS, parse_symbol
@@ -13,6 +15,8 @@ from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, iso, parse_timefr
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+    from okx_pipeline.storage.parquet import DamagedFileError
 
 StoreName = Literal["parquet", "postgres"]
 Moment = date | datetime | str | int
@@ -28,7 +32,7 @@ NAMES: Final = {column.name: column.name.removesuffix("_price") for column in VA
 
 _EARLIEST_MS: Final = 100_000_000_000
 """In 1973, before any candle; read as seconds, in the year 5138."""
-_END_OF_TIME_MS: Final = 253_402_300_800_000
+END_OF_TIME_MS: Final = 253_402_300_800_000
 
 
 @overload
@@ -120,17 +124,22 @@ def load_candles(
             raise UsageError(f"{name} is {value!r}; it is one of {', '.join(choices)}")
     length = timeframe if isinstance(timeframe, Timeframe) else parse_timeframe(timeframe)
     within = Range(
-        0 if start is None else moment_ms("start", start), _END_OF_TIME_MS if end is None else moment_ms("end", end)
+        0 if start is None else moment_ms("start", start), END_OF_TIME_MS if end is None else moment_ms("end", end)
     )
     if within.start_ms > within.end_ms:
         raise UsageError(f"start {start} is not before end {end}")
     table = _read(settings or read_settings(), store, parse_symbol(symbol), length, within)
     if numbers == "float":
         table = _as_floats(table)
-    table = table.rename_columns([NAMES.get(name, name) for name in table.schema.names])
+    table = for_people(table)
     if kind == "arrow":
         return table
     return table.drop_columns("timestamp_ms").to_pandas(split_blocks=True, self_destruct=True).set_index("open_time")
+
+
+def for_people(table: "pa.Table") -> "pa.Table":
+    """`table` with its columns named as in the view `trading.candles`."""
+    return table.rename_columns([NAMES.get(name, name) for name in table.schema.names])
 
 
 def moment_ms(name: str, moment: Moment) -> int:
@@ -139,7 +148,7 @@ def moment_ms(name: str, moment: Moment) -> int:
     Raises
     ------
     UsageError
-        If it is none, has no time zone, or is a number of seconds, microseconds or nanoseconds.
+        If it is no moment, has no time zone, or is a number of seconds, microseconds or nanoseconds.
     """
     if isinstance(moment, str):
         try:
@@ -158,7 +167,7 @@ def moment_ms(name: str, moment: Moment) -> int:
 
 def _checked_ms(name: str, number: int) -> int:
     """`number` if it can be meant as Unix milliseconds; one of seconds would name 1970, one of nanoseconds no year."""
-    if number <= 0 or _EARLIEST_MS <= number <= _END_OF_TIME_MS:
+    if number <= 0 or _EARLIEST_MS <= number <= END_OF_TIME_MS:
         return number
     in_milliseconds = iso(number) if number < _EARLIEST_MS else "past the year 9999"
     for unit, meant_ms in (
@@ -166,7 +175,7 @@ def _checked_ms(name: str, number: int) -> int:
         ("microseconds", number // 1000),
         ("nanoseconds", number // 1_000_000),
     ):
-        if meant_ms is not None and meant_ms <= _END_OF_TIME_MS:
+        if meant_ms is not None and meant_ms <= END_OF_TIME_MS:
             raise UsageError(
                 f"{name} {number} is {in_milliseconds} in milliseconds and {iso(meant_ms)} in {unit}; "
                 f"write {meant_ms:d}, or {iso(meant_ms)} as text"
@@ -176,7 +185,6 @@ def _checked_ms(name: str, number: int) -> int:
 
 def _read(settings: Settings, store: str, symbol: str, timeframe: Timeframe, within: Range) -> "pa.Table":
     from okx_pipeline.storage.candle_store import CandleStore
-    from okx_pipeline.storage.database import StorageError
     from okx_pipeline.storage.opening import opened_database
     from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore
     from okx_pipeline.storage.reading import read_files, read_store
@@ -185,25 +193,48 @@ def _read(settings: Settings, store: str, symbol: str, timeframe: Timeframe, wit
     if store == "parquet":
         try:
             return read_files(files, symbol, timeframe, within)
-        except DamagedFileError as problem:
-            damage = problem
-        try:
-            with opened_database(settings) as database, CandleStore.opened(database, files) as opened:
-                table = read_store(opened, symbol, timeframe, within)
-        except DamagedFileError:
-            raise StorageError(f"{damage}; the month is archived: bring the file back from a backup") from damage
-        except (PipelineError, OSError) as problem:
-            raise StorageError(f"{damage}; PostgreSQL, which may have the rows, cannot be asked: {problem}") from damage
-        repair = command(f"validate --symbols {symbol} --timeframes {timeframe}")
-        warnings.warn(
-            f"{damage}; the candles were read from PostgreSQL. A running sidecar writes the file again within minutes, "
-            f"and so does: {repair}",
-            DamagedFileWarning,
-            stacklevel=4,
-        )
-        return table
+        except DamagedFileError as damage:
+            warn = partial(warnings.warn, category=DamagedFileWarning, stacklevel=4)
+            return instead_of_damaged(settings, symbol, timeframe, within, damage, warn)
     with opened_database(settings) as database, CandleStore.opened(database, files) as opened:
         return read_store(opened, symbol, timeframe, within)
+
+
+def instead_of_damaged(
+    settings: Settings,
+    symbol: str,
+    timeframe: Timeframe,
+    within: Range,
+    damage: "DamagedFileError",
+    warn: Callable[[str], None],
+) -> "pa.Table":
+    """The range from PostgreSQL, as `read_store` reads it, where a file of it is damaged; `warn` is told.
+
+    Raises
+    ------
+    StorageError
+        If PostgreSQL does not have the rows, either, or cannot be asked.
+    """
+    from okx_pipeline.storage.candle_store import CandleStore
+    from okx_pipeline.storage.database import StorageError
+    from okx_pipeline.storage.opening import opened_database
+    from okx_pipeline.storage.parquet import DamagedFileError, ParquetStore
+    from okx_pipeline.storage.reading import read_store
+
+    files = ParquetStore(settings.parquet_root)
+    try:
+        with opened_database(settings) as database, CandleStore.opened(database, files) as opened:
+            table = read_store(opened, symbol, timeframe, within)
+    except DamagedFileError:
+        raise StorageError(f"{damage}; the month is archived: bring the file back from a backup") from damage
+    except (PipelineError, OSError) as problem:
+        raise StorageError(f"{damage}; PostgreSQL, which may have the rows, cannot be asked: {problem}") from damage
+    repair = command(f"validate --symbols {symbol} --timeframes {timeframe}")
+    warn(
+        f"{damage}; the candles were read from PostgreSQL. A running sidecar writes the file again within minutes, "
+        f"and so does: {repair}"
+    )
+    return table
 
 
 def _as_floats(table: "pa.Table") -> "pa.Table":

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.main import get_command
 
-from okx_pipeline.cli import app
+from okx_pipeline.cli import app, main
 from okx_pipeline.errors import PipelineError
 from okx_pipeline.replay.clock import ExchangeClock
 from okx_pipeline.replay.exchange import Exchange
@@ -535,6 +536,20 @@ def test_output_that_nobody_reads_is_no_traceback(program: Program, database: Da
         os.close(writable)
         _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (1, "")
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def allocate(*_: object, **__: object) -> None:
+        pa.allocate_buffer(2**62)
+
+    monkeypatch.setattr("okx_pipeline.cli.app", allocate)
+    monkeypatch.setattr(os, "umask", lambda mask: mask)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err) == (
+        1,
+        "error: there is not enough memory for that; name fewer days or series\n",
+    )
 
 
 def test_the_stand_in_says_where_it_serves_and_ends_in_order(bare: Program) -> None:

@@ -4,19 +4,19 @@ Both give the same rows. PostgreSQL has the last minutes, too, and archived mont
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, LiteralString
 
 import pyarrow as pa
 from psycopg import sql
 from pyarrow import csv
 
 from okx_pipeline.candles import VALUE_COLUMNS
-from okx_pipeline.ranges import Range, difference
+from okx_pipeline.ranges import Range, difference, intersection, union
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.database import snapshot, translated
-from okx_pipeline.storage.parquet import NUMBER, ParquetStore, SeriesMonth
+from okx_pipeline.storage.parquet import NUMBER, DamagedFileError, ParquetStore, SeriesMonth
 from okx_pipeline.timeframes import Timeframe, month_bounds
 
 SCHEMA: Final = pa.schema(
@@ -33,6 +33,16 @@ _TYPES: Final = {"timestamp_ms": pa.int64(), **{column.name: NUMBER for column i
 FILES_AT_ONCE: Final = 4
 """One is on its way from the disk or the object store while another is decoded."""
 
+CANDLES_AT_ONCE: Final = 50_000
+"""Candles of a piece: a month of 1m and more, 10 MB."""
+
+_ARCHIVED: Final[LiteralString] = """
+SELECT month FROM trading.candle_months WHERE symbol = %s AND timeframe = %s AND state = 'archived' ORDER BY month
+"""
+_ENDS: Final[LiteralString] = """
+SELECT min(timestamp_ms), max(timestamp_ms) FROM trading.candlesticks
+WHERE symbol = %s AND timeframe = %s AND timestamp_ms >= %s AND timestamp_ms < %s
+"""
 _COPY: Final = sql.SQL(
     """
 COPY (
@@ -72,11 +82,7 @@ def read_store(store: CandleStore, symbol: str, timeframe: Timeframe, within: Ra
     with translated(store.place), snapshot(store.connection):
         archived = [
             SeriesMonth(symbol, timeframe.name, month)
-            for (month,) in store.connection.execute(
-                "SELECT month FROM trading.candle_months "
-                "WHERE symbol = %s AND timeframe = %s AND state = 'archived' ORDER BY month",
-                (symbol, timeframe.name),
-            )
+            for (month,) in store.connection.execute(_ARCHIVED, (symbol, timeframe.name))
         ]
         away = [month for month in archived if _reaches(month, within)]
         tables = [
@@ -85,6 +91,56 @@ def read_store(store: CandleStore, symbol: str, timeframe: Timeframe, within: Ra
         ]
     tables += [(month_bounds(month.month)[0], _cut(store.files.columns(month, SCHEMA), within)) for month in away]
     return _joined(table for _, table in sorted(tables, key=lambda each: each[0]))
+
+
+def pieces_of_files(
+    files: ParquetStore,
+    symbol: str,
+    timeframe: Timeframe,
+    within: Range,
+    instead: Callable[[Range, DamagedFileError], pa.Table],
+) -> Iterator[pa.Table]:
+    """What `read_files` reads, a month at a time, so that memory is bounded by a month.
+
+    Parameters
+    ----------
+    instead
+        Gives what is asked of a month whose file is damaged.
+    """
+    for month in files.months(symbol, timeframe.name):
+        if _reaches(month, within):
+            try:
+                piece = _cut(files.columns(month, SCHEMA), within)
+            except DamagedFileError as damage:
+                [wanted] = intersection([Range(*month_bounds(month.month))], [within])
+                piece = instead(wanted, damage)
+            yield piece
+
+
+def pieces_of_store(store: CandleStore, symbol: str, timeframe: Timeframe, within: Range) -> Iterator[pa.Table]:
+    """What `read_store` reads, `CANDLES_AT_ONCE` at a time, so that memory is bounded.
+
+    Each piece is read in a transaction of its own: whoever takes their time with one keeps nobody from the table.
+    """
+    held = _held(store, symbol, timeframe, within)
+    start_ms = held.start_ms
+    while start_ms < held.end_ms:
+        end_ms = min(held.end_ms, timeframe.step(timeframe.open_at(start_ms), CANDLES_AT_ONCE))
+        yield read_store(store, symbol, timeframe, Range(start_ms, end_ms))
+        start_ms = end_ms
+
+
+def _held(store: CandleStore, symbol: str, timeframe: Timeframe, within: Range) -> Range:
+    """From the first to the last candle in `within`, of an archived month all of it."""
+    with translated(store.place), snapshot(store.connection):
+        found = store.connection.execute(_ENDS, (symbol, timeframe.name, *within)).fetchone()
+        months = store.connection.execute(_ARCHIVED, (symbol, timeframe.name)).fetchall()
+    bounds = [Range(*month_bounds(month)) for (month,) in months]
+    first_ms, last_ms = found or (None, None)
+    if first_ms is not None:
+        bounds.append(Range(first_ms, last_ms + 1))
+    whole = intersection(union(bounds), [within])
+    return Range(whole[0].start_ms, whole[-1].end_ms) if whole else Range(0, 0)
 
 
 def _copied(store: CandleStore, symbol: str, timeframe: Timeframe, within: Range) -> pa.Table:
