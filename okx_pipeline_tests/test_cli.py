@@ -987,8 +987,8 @@ def test_the_status_says_what_of_the_expected_is_there_and_what_became_of_the_re
 
     lose(database, 3, 4)
     collected("gaps")
-    assert figures(collected("status", "--json"))["in_gaps"] == 2
-    assert "15.97 % of 288 expected, 240 to fetch, 2 missing, 48 in Parquet\n" in done(collected("status")).stdout
+    assert document(collected("status", "--json"), 1)["in_gaps"] == 2
+    assert "15.97 % of 288 expected, 240 to fetch, 2 missing, 48 in Parquet" in collected("status").stdout
     with database.connect() as connection:
         beat(connection, Heartbeat("host:1", "streaming", NOW))
     assert "15.97 % of 288 expected, 240 being fetched, 2 missing, 48 in Parquet" in collected("status").stdout
@@ -1003,9 +1003,10 @@ def test_the_status_is_not_healthy_when_candles_are_missing_for_more_than_a_day(
         connection.execute("UPDATE trading.coverage SET counted_at = counted_at - interval '1 day'")
     told = collected("status")
     assert told.returncode == 1
-    assert "240 to fetch, 2 missing for more than a day, 48 in Parquet\n" in told.stdout
-    repair = "okx-pipeline gaps --repair"
-    problem = f"2 candles are missing for more than a day, 2 of them of {BTC} 1h; repair them with: {repair}"
+    assert "240 to fetch, 2 missing for more than a day, 48 in Parquet" in told.stdout, told.stdout
+    repair = f"gaps --repair --symbols {BTC} --timeframes 1h --start 2026-08-10 --end 2026-08-11"
+    worst = f"the newest 2 of {BTC} 1h 2026-08-10; repair: okx-pipeline {repair}"
+    problem = f"2 candles missing on 1 series-day, {worst}"
     assert told.stderr == f"error: {problem}\n"
     sick = document(collected("status", "--json"), 1)
     assert (sick["healthy"], sick["problem"], sick["series"][0]["overdue"]) == (False, problem, 2)
@@ -1048,7 +1049,7 @@ def test_a_row_no_market_can_have_fails_the_check_that_names_it_and_the_status(
     assert judged["report"] in last
     unwell = collected("status")
     assert unwell.returncode == 1
-    assert "the checks fail on 1 series-days of the week to" in unwell.stderr
+    assert f"check failing on 1 series-day, the newest ohlc_sanity of {BTC} 1h 2026-08-10" in unwell.stderr
 
 
 def test_candles_are_exported_to_a_file_or_to_stdout(collected: Program) -> None:
@@ -1071,4 +1072,4 @@ def test_history_that_is_still_on_its_way_is_not_judged(program: Program, databa
     assert done(program("validate")).stdout == "nothing is judged: no day of that is both over and read from OKX yet\n"
     found = document(program("gaps", "--json"), 0)
     assert found["missing"] == found["fetching"] > 0
-    assert "nothing has been judged yet" in done(program("status")).stdout
+    assert "no series-day is judged yet" in done(program("status")).stdout
