@@ -80,10 +80,10 @@ def test_a_missing_page_is_told_in_words_and_served_once_it_exists(tmp_path: Pat
         for path in ("/quality/", "/quality/index.html", "/quality/x"):
             answer = asked(port, path)
             assert answer.status_code == 404, path
-            assert "No day has been checked yet" in answer.text
+            assert "No day is judged yet" in answer.text
         answer = asked(port)
         assert answer.status_code == 200
-        assert "No day has been checked yet" in answer.text
+        assert "No day is judged yet" in answer.text
         long = "x" * 300
         for path in (
             "/x",

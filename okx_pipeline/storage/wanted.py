@@ -62,8 +62,10 @@ SELECT EXISTS (
 )
 """
 
+# A series that was never laid out may have gaps on record all the same.
 _NOTE_DROPPED: Final[LiteralString] = """
-UPDATE trading.coverage_extents SET dropped_ms = dropped_ms || %s::bigint[] WHERE symbol = %s AND timeframe = %s
+INSERT INTO trading.coverage_extents AS known (dropped_ms, symbol, timeframe, laid_ms) VALUES (%s::bigint[], %s, %s, 0)
+ON CONFLICT (symbol, timeframe) DO UPDATE SET dropped_ms = known.dropped_ms || excluded.dropped_ms
 """
 
 # The symbols of the ledger are found by skipping from one to the next along its key.

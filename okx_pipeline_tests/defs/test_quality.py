@@ -491,7 +491,7 @@ def test_a_day_without_candles_is_not_checked_and_has_not_passed(
         assert len(found) == len(Check)
         assert {each.passed for each in found} == {False}
         assert {each.severity for each in found} == {dg.AssetCheckSeverity.WARN}
-        assert {str(each.description).partition(":")[0] for each in found} == {"not checked"}
+        assert {str(each.description).partition(":")[0] for each in found} == {"not judged"}
     assert not judge(instance, pipeline, DAY).get_asset_check_evaluations()
 
 

@@ -18,6 +18,7 @@ from okx_pipeline.storage.parquet import ParquetStore
 from okx_pipeline.timeframes import utc
 from okx_pipeline_tests.faults.state_machine import START, Sequences
 from okx_pipeline_tests.faults.store_model import MirroredStore, ModelStore, Store
+from okx_pipeline_tests.storage.emptying import empty
 
 FULL = os.environ.get("FAULTS") == "full"
 
@@ -80,15 +81,13 @@ def test_any_sequence_of_faults_ends_with_the_truth_in_postgresql_as_by_the_rule
     module_database: Database, tmp_path: Path
 ) -> None:
     numbers = count()
-    tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'trading' AND tablename !~ 'yoyo|candlesticks_[0-9]'"
     stores: list[MirroredStore] = []
 
     def make() -> Store:
         for store in stores:
             store.connection.close()
-        with module_database.connect() as connection, connection.transaction():
-            for (name,) in connection.execute(tables).fetchall():
-                connection.execute(f"DELETE FROM trading.{name}")
+        with module_database.connect() as connection:
+            empty(connection)
         stores[:] = [MirroredStore(module_database, ParquetStore(str(tmp_path / str(next(numbers)))))]
         return stores[0]
 

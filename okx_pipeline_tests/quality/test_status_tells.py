@@ -22,13 +22,14 @@ from okx_pipeline.storage.damage import look_at_files
 from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.findings import accept
 from okx_pipeline.storage.gaps import database_now
-from okx_pipeline.storage.landing import LEAVES_MARKS, SeriesDay, mark_landings
+from okx_pipeline.storage.landing import SeriesDay, mark_landings
 from okx_pipeline.storage.overview import overview
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
 from okx_pipeline.storage.wanted import want
 from okx_pipeline.stream.health import StreamHealth
 from okx_pipeline.timeframes import DAY_MS, HOUR_MS, day_ms
 from okx_pipeline_tests.quality.sound_store import LISTED, candles, list_instruments
+from okx_pipeline_tests.storage.emptying import empty
 
 SYMBOL = "CLEAN-USDT-SWAP"
 KEY = (SYMBOL, "4h")
@@ -68,14 +69,7 @@ class _System:
         self.touched: set[date] = set()
         self.accepted: dict[date, str] = {}
         connection = store.connection
-        tables = (
-            "SELECT tablename FROM pg_tables WHERE schemaname = 'trading' AND tablename !~ 'yoyo|candlesticks_[0-9]'"
-        )
-        with connection.transaction():
-            connection.execute(LEAVES_MARKS)
-            for (name,) in connection.execute(tables).fetchall():
-                connection.execute(f"DELETE FROM trading.{name}")
-            connection.execute("INSERT INTO trading.audit DEFAULT VALUES")
+        empty(connection)
         Path(store.files.place(MONTH)).unlink(missing_ok=True)
         list_instruments(connection, [SYMBOL], LISTED)
         want(connection, {KEY: [Range(day_ms(day), day_ms(day) + DAY_MS) for day in (*DAYS, ANCHOR)]}, "backfill")

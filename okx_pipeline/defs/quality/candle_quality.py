@@ -168,7 +168,7 @@ def _result(key: dg.AssetCheckKey, verdicts: Sequence[Verdict], pages_url: str) 
     )
 
 
-NOT_CHECKED: Final = Outcome(False, dg.AssetCheckSeverity.WARN, "not checked: no closed day with candles")
+NOT_CHECKED: Final = Outcome(False, dg.AssetCheckSeverity.WARN, "not judged: no closed day with candles")
 
 
 def _outcome(check: str, verdicts: Iterable[Verdict], pages_url: str) -> Outcome | None:

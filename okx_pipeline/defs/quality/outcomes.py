@@ -29,7 +29,7 @@ Key = tuple[dg.AssetCheckKey, str]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a check says of a partition. What was not checked has not passed: it is a warning."""
+    """What a check says of a partition. A partition that was not judged has a warning; it has not passed."""
 
     passed: bool
     severity: dg.AssetCheckSeverity
