@@ -262,7 +262,7 @@ def gaps(
     else:
         for line in found.lines():
             _print(line)
-    missing = found.missing - found.being_fetched
+    missing = found.missing - found.being_fetched - found.accepted_candles
     if missing:
         what = "OKX did not serve them now" if repair else f"fetch them with: {command('gaps --repair')}"
         raise PipelineError(f"{missing:,} candles are missing; {what}")
@@ -1039,6 +1039,7 @@ def _judged(settings: "Settings", days: "Sequence[DayJudged]") -> dict[str, Any]
                 "store": each.store.value,
                 "check": each.check,
                 "severity": str(each.severity),
+                "accepted": each.accepted,
                 "expectations": list(each.failed),
                 "observed": each.observed,
             }
@@ -1051,6 +1052,7 @@ def _print_judged(document: dict[str, Any]) -> None:
     for each in document["failed"]:
         found = ", ".join(f"{name} ({rows} rows)" for name, rows in each["observed"].get("unexpected", {}).items())
         level = "error" if each["severity"] == "critical" else each["severity"]
+        level = f"accepted {level}" if each["accepted"] else level
         place = "" if each["store"] == "postgres" else " in Parquet"
         _print(f"{each['day']} {each['symbol']} {each['timeframe']}{place}: {level} in {each['check']}: {found}")
     if not document["series_days"]:

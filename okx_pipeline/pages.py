@@ -21,9 +21,7 @@ from okx_pipeline.settings import Settings
 HOST: Final = "127.0.0.1"
 UI_PORT: Final = 3000
 _PAGE: Final = "<!doctype html><title>OKX candles</title><p>{}"
-_NO_CHECK_YET: Final = (
-    "No day is judged yet. The checks start by themselves once a whole day of candles is here."
-)
+_NO_CHECK_YET: Final = "No day is judged yet. The checks start by themselves once a whole day of candles is here."
 _NO_REPORT_YET: Final = "The first daily report is written at 01:00 UTC, about the day that has just ended."
 _NO_SUCH_PAGE: Final = 'There is no such page. <a href="/">Back to the start</a>'
 

@@ -730,7 +730,7 @@ def document(ended: "subprocess.CompletedProcess[str]", status: int) -> Any:
 
 
 def test_gaps_are_told_mended_and_then_gone(collected: Program, database: Database) -> None:
-    whole = dict.fromkeys(("quarantined", "missing", "fetching", "absent"), 0)
+    whole = dict.fromkeys(("quarantined", "missing", "fetching", "accepted", "absent"), 0)
     whole |= {"checked": ROWS, "present": ROWS, "gaps": []}
     assert figures(collected("gaps", *DAYS, "--json")) == whole
 
@@ -937,6 +937,26 @@ def test_gaps_and_coverage_are_told_while_okx_is_out_of_reach_if_its_time_was_kn
     [series] = document(collected("coverage", *days, OKX_REST_URL=NOBODY), 0)
     assert (series["expected"], series["missing"]) == (ROWS, 1)
     refused(collected("gaps", *days, "--repair", OKX_REST_URL=NOBODY), 1, "cannot reach OKX at 127.0.0.1:9")
+
+
+def test_an_accepted_finding_counts_no_more_until_its_day_changes_and_stays_listed(
+    collected: Program, database: Database
+) -> None:
+    lose(database, 3, 4)
+    done(collected("coverage"))
+    assert "2 candles missing on 1 series-day" in collected("status").stderr
+    accept = ("accept", BTC, "1h", "2026-08-10")
+    refused(collected(*accept), 2, "accept takes SYMBOL TIMEFRAME DAY --reason TEXT, or --list")
+    refused(collected("accept", BTC, "1h", "2026-08-13", "--reason", "why"), 2, "has no closed day 2026-08-13")
+    told = f"{BTC} 1h 2026-08-10: OKX lost them\n"
+    assert done(collected(*accept, "--reason", "OKX lost them")).stdout == told
+    assert "1 findings accepted" in done(collected("status")).stdout
+    assert "2 accepted" in done(collected("gaps", *DAYS)).stdout
+    lose(database, 5)
+    assert document(collected("gaps", *DAYS, "--json"), 1)["accepted"] == 0
+    assert "3 candles missing on 1 series-day" in collected("status").stderr
+    [listed] = document(collected("accept", "--list", "--json"), 0)
+    assert (listed["reason"], listed["holds"]) == ("OKX lost them", False)
 
 
 def test_coverage_is_one_line_per_series(collected: Program, database: Database) -> None:

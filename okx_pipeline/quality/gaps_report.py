@@ -15,9 +15,13 @@ from okx_pipeline.quality.repair import repair
 from okx_pipeline.ranges import Range, candles_in, difference, intersection, union
 from okx_pipeline.storage.coverage import being_fetched
 from okx_pipeline.storage.database import translated
+from okx_pipeline.storage.findings import accepted_days
 from okx_pipeline.storage.gaps import Gap, database_now, gaps_of
 from okx_pipeline.storage.parquet import DamagedFileError
-from okx_pipeline.timeframes import Timeframe, parse_timeframe, utc
+from okx_pipeline.timeframes import DAY_MS, Timeframe, day_ms, parse_timeframe, utc
+
+_SELDOM: Final = ("being fetched", "accepted")
+"""Figures that are shown only where they are not zero."""
 
 LISTED: Final = 50
 """Gaps that a person is shown of each series; the document has all."""
@@ -40,6 +44,7 @@ class GapsReport:
     findings: list[Findings]
     gaps: list[Gap]
     fetching: Mapping[tuple[str, Timeframe], Sequence[Range]] = field(default_factory=dict)
+    accepted: Mapping[tuple[str, Timeframe], Sequence[Range]] = field(default_factory=dict)
 
     @property
     def missing(self) -> int:
@@ -51,6 +56,11 @@ class GapsReport:
         """Of them, those that are being fetched."""
         return sum(self._fetching_of(each) for each in self.findings)
 
+    @property
+    def accepted_candles(self) -> int:
+        """Candles missing on days whose findings somebody accepted, and that nobody is fetching."""
+        return sum(map(self._accepted_of, self.findings))
+
     def document(self) -> dict[str, Any]:
         """The report as ``gaps --json`` prints it."""
         return {
@@ -59,6 +69,7 @@ class GapsReport:
             "quarantined": sum(each.quarantined for each in self.findings),
             "missing": self.missing,
             "fetching": self.being_fetched,
+            "accepted": self.accepted_candles,
             "absent": sum(each.absent_candles for each in self.findings),
             "gaps": [
                 {
@@ -81,16 +92,18 @@ class GapsReport:
             by_series[each.series.symbol, each.series.timeframe].append(each)
         lines = []
         for (symbol, timeframe), found in by_series.items():
-            fetching = sum(map(self._fetching_of, found))
+            fetching, accepted = sum(map(self._fetching_of, found)), sum(map(self._accepted_of, found))
             figures = {
                 "checked": sum(each.checked for each in found),
                 "present": sum(each.present for each in found),
-                "missing": sum(each.missing_candles for each in found) - fetching,
+                "missing": sum(each.missing_candles for each in found) - fetching - accepted,
                 "being fetched": fetching,
+                "accepted": accepted,
                 "absent": sum(each.absent_candles for each in found),
                 "in quarantine": sum(each.quarantined for each in found),
             }
-            told = (f"{candles:,} {what}" for what, candles in figures.items() if candles or what != "being fetched")
+            shown = {what: candles for what, candles in figures.items() if candles or what not in _SELDOM}
+            told = (f"{candles:,} {what}" for what, candles in shown.items())
             lines.append(f"{symbol:<20} {timeframe!s:>4}  {', '.join(told)}")
             on_its_way = self.fetching.get((symbol, timeframe), ())
             gaps = [
@@ -103,6 +116,11 @@ class GapsReport:
             if len(gaps) > LISTED:
                 lines.append(f"    and {len(gaps) - LISTED:,} more; --json lists them all")
         return lines or ["nothing that is wanted is due yet"]
+
+    def _accepted_of(self, found: Findings) -> int:
+        key = (found.series.symbol, found.series.timeframe)
+        accepted = difference(self.accepted.get(key, ()), self.fetching.get(key, ()))
+        return candles_in(found.series.timeframe, intersection(found.missing, accepted))
 
     def _fetching_of(self, found: Findings) -> int:
         on_its_way = self.fetching.get((found.series.symbol, found.series.timeframe), ())
@@ -153,7 +171,8 @@ async def look_for_gaps(
         else:
             findings = [await asyncio.to_thread(detect, store, each, now_ms) for each in ranges]
         gaps = await asyncio.to_thread(_gaps, backfill, findings, since)
-        return GapsReport(findings, gaps, await asyncio.to_thread(_fetching, backfill, ranges, gaps))
+        fetching = await asyncio.to_thread(_fetching, backfill, ranges, gaps)
+        return GapsReport(findings, gaps, fetching, await asyncio.to_thread(_accepted, backfill))
 
 
 def _gaps(backfill: Backfill, findings: Sequence[Findings], since: datetime) -> list[Gap]:
@@ -180,6 +199,14 @@ def _fetching(
         asked = (gap.range for gap in gaps if (gap.symbol, gap.timeframe.name) == (symbol, name) if gap.ask_again_ms)
         found[symbol, parse_timeframe(name)] = difference(on_its_way, union(asked))
     return found
+
+
+def _accepted(backfill: Backfill) -> dict[tuple[str, Timeframe], list[Range]]:
+    accepted: defaultdict[tuple[str, Timeframe], list[Range]] = defaultdict(list)
+    for key in accepted_days(backfill.store.connection):
+        start_ms = day_ms(key.day)
+        accepted[key.symbol, parse_timeframe(key.timeframe)].append(Range(start_ms, start_ms + DAY_MS))
+    return {key: union(ranges) for key, ranges in accepted.items()}
 
 
 def _line(gap: Gap) -> str:

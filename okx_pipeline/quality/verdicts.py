@@ -5,7 +5,7 @@ otherwise it is an error until the day has been read once more.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
 from okx_pipeline.quality.consistency import check
@@ -23,6 +23,7 @@ from okx_pipeline.storage.coverage import (
     unjudged_days,
 )
 from okx_pipeline.storage.database import translated
+from okx_pipeline.storage.findings import accepted_days
 from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.quality_results import (
     DayVerdicts,
@@ -225,6 +226,8 @@ def _judge(store: CandleStore, docs: DataDocs, day: date, rows: Sequence[DayCove
     if repaired:
         verdicts = [each for each in verdicts if (each.symbol, each.timeframe) not in repaired]
         verdicts += _validated(store, docs, day, sorted(repaired))
+    accepted = accepted_days(store.connection, [SeriesDay(*key, day) for key in series])
+    verdicts = [replace(each, accepted=accepted.get(SeriesDay(each.symbol, each.timeframe, day))) for each in verdicts]
     at = min(verdict.validated_at for verdict in verdicts)
     in_vain = {SeriesDay(each.symbol, each.timeframe, day) for each in verdicts if is_repairable(each)}
     note_judged(store.connection, (SeriesDay(*key, day) for key in series), at, in_vain)

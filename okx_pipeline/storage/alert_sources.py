@@ -21,6 +21,12 @@ WHERE gap.status = 'open' AND gap.detected_at <= clock_timestamp() - %s * interv
                         AND date '1970-01-01' + (gap.last_ms / 86400000)::int
         AND day.read_at IS NULL AND day.content_hash IS NOT NULL
   )
+  AND NOT EXISTS (
+      SELECT FROM trading.accepted_findings AS accepted
+      JOIN trading.coverage AS day USING (symbol, timeframe, day, content_hash)
+      WHERE accepted.symbol = gap.symbol AND accepted.timeframe = gap.timeframe
+        AND accepted.day = date '1970-01-01' + (gap.first_ms / 86400000)::int
+  )
 GROUP BY gap.symbol
 ORDER BY gap.symbol
 """
@@ -36,7 +42,11 @@ ORDER BY symbol
 _FAILED_CHECKS: Final[LiteralString] = """
 SELECT check_name, symbol, array_agg(DISTINCT timeframe), count(DISTINCT day), max(day)
 FROM trading.quality_results
-WHERE NOT passed AND severity = 'critical'
+LEFT JOIN (
+    SELECT symbol, timeframe, day, reason FROM trading.accepted_findings
+    JOIN trading.coverage USING (symbol, timeframe, day, content_hash)
+) AS accepted USING (symbol, timeframe, day)
+WHERE NOT passed AND severity = 'critical' AND accepted.reason IS NULL
 GROUP BY check_name, symbol
 ORDER BY check_name, symbol
 """

@@ -4,7 +4,7 @@ A finding stands until it is repaired or somebody accepts it. An accepted one st
 day has the same content. How findings read, and what repairs them, stands in the monitor room.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Final, LiteralString
@@ -238,8 +238,11 @@ def accepted_findings(connection: Connection) -> list[Accepted]:
     return [Accepted(*row) for row in connection.execute(_ACCEPTED)]
 
 
-def accepted_days(connection: Connection, days: Iterable[SeriesDay]) -> set[SeriesDay]:
-    """Those of `days` whose findings are accepted as they are now."""
-    wanted: Sequence[SeriesDay] = list(days)
-    held = {SeriesDay(each.symbol, each.timeframe, each.day) for each in accepted_findings(connection) if each.holds}
-    return held.intersection(wanted)
+def accepted_days(connection: Connection, days: Collection[SeriesDay] = ()) -> dict[SeriesDay, str]:
+    """Why the findings of each of `days` are accepted as they are now; of all days, where none is named."""
+    holding = {
+        SeriesDay(each.symbol, each.timeframe, each.day): each.reason
+        for each in accepted_findings(connection)
+        if each.holds
+    }
+    return {key: reason for key, reason in holding.items() if not days or key in days}

@@ -57,6 +57,8 @@ class Verdict:
         When they were read, by the database's clock.
     docs_page
         Path of its page below the Data Docs, with the check as its fragment.
+    accepted
+        Why somebody accepted what was found on the day as it is; then it is no error.
     """
 
     symbol: str
@@ -70,6 +72,7 @@ class Verdict:
     rows: int
     validated_at: datetime
     docs_page: str | None = None
+    accepted: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -78,8 +81,8 @@ class Verdict:
 
     @property
     def is_error(self) -> bool:
-        """Whether it failed at the level of an error."""
-        return self.severity is Severity.CRITICAL
+        """Whether it failed at the level of an error that nobody has accepted."""
+        return self.severity is Severity.CRITICAL and self.accepted is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ class QualitySummary:
     unjudged
         Closed series-days with candles that were not judged, or have changed since.
     with_errors, with_warnings
-        Series-days whose worst standing verdict is an error, or a warning.
+        Series-days whose worst standing verdict is an error that nobody has accepted, or less than that.
     """
 
     day: date
@@ -148,8 +151,13 @@ WHERE symbol = %s AND timeframe = %s AND day = %s AND check_name = %s AND store 
 """
 
 _LATEST: Final[LiteralString] = """
-SELECT symbol, timeframe, day, check_name, store, severity, failed, observed, rows, validated_at, docs_page
+SELECT symbol, timeframe, day, check_name, store, severity, failed, observed, rows, validated_at, docs_page,
+       accepted.reason
 FROM trading.quality_results
+LEFT JOIN (
+    SELECT symbol, timeframe, day, reason FROM trading.accepted_findings
+    JOIN trading.coverage USING (symbol, timeframe, day, content_hash)
+) AS accepted USING (symbol, timeframe, day)
 WHERE (%(symbols)s::text[] IS NULL OR symbol = ANY(%(symbols)s))
   AND (%(timeframes)s::text[] IS NULL OR timeframe = ANY(%(timeframes)s))
   AND day >= coalesce(%(start)s::date, '-infinity') AND day < coalesce(%(end)s::date, 'infinity')
@@ -165,8 +173,9 @@ WITH newest AS (
            count(*) FILTER (WHERE judged_at IS NULL OR judged_at < counted_at) AS unjudged
     FROM trading.coverage WHERE content_hash IS NOT NULL AND present > 0
 ), failing AS (
-    SELECT bool_or(severity = 'critical') AS is_error
+    SELECT bool_or(severity = 'critical' AND accepted.reason IS NULL) AS is_error
     FROM trading.quality_results JOIN trading.coverage USING (symbol, timeframe, day)
+    LEFT JOIN trading.accepted_findings AS accepted USING (symbol, timeframe, day, content_hash)
     WHERE NOT passed
     GROUP BY symbol, timeframe, day
 )
@@ -249,23 +258,21 @@ def latest(
         "end": end,
         "failed_only": failed_only,
     }
-    found = connection.execute(_LATEST, parameters)
-    return [
-        Verdict(
-            symbol,
-            timeframe,
-            day,
-            check,
-            store=Store(store),
-            severity=Severity(severity) if severity else None,
-            failed=tuple(failed),
-            observed=observed,
-            rows=rows,
-            validated_at=validated_at,
-            docs_page=page,
-        )
-        for symbol, timeframe, day, check, store, severity, failed, observed, rows, validated_at, page in found
-    ]
+    return [_verdict(*row) for row in connection.execute(_LATEST, parameters)]
+
+
+def _verdict(
+    symbol: str,
+    timeframe: str,
+    day: date,
+    check: str,
+    store: str,
+    severity: str | None,
+    failed: Sequence[str],
+    *rest: Any,
+) -> Verdict:
+    worst = Severity(severity) if severity else None
+    return Verdict(symbol, timeframe, day, check, Store(store), worst, tuple(failed), *rest)
 
 
 def summary(connection: Connection) -> QualitySummary | None:

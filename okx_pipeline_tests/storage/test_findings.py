@@ -9,6 +9,7 @@ import pytest
 from okx_pipeline.candles import Candle, Source
 from okx_pipeline.errors import UsageError
 from okx_pipeline.ranges import Range
+from okx_pipeline.storage.alert_sources import failed_checks
 from okx_pipeline.storage.alerts import Incident, looking, see
 from okx_pipeline.storage.candle_store import CandleStore
 from okx_pipeline.storage.coverage import Read
@@ -17,7 +18,7 @@ from okx_pipeline.storage.database import Database
 from okx_pipeline.storage.findings import accept, accepted_findings, findings
 from okx_pipeline.storage.landing import SeriesDay
 from okx_pipeline.storage.parquet import ParquetStore, SeriesMonth
-from okx_pipeline.storage.quality_results import Severity, Store, Verdict, record, summary
+from okx_pipeline.storage.quality_results import Severity, Store, Verdict, latest, record, summary
 from okx_pipeline.storage.subscriptions import subscribe
 from okx_pipeline.storage.wanted import want
 from okx_pipeline.timeframes import DAY_MS, HOUR_MS, day_ms, parse_timeframe
@@ -116,6 +117,9 @@ def test_an_accepted_finding_holds_until_the_content_of_its_day_changes_and_stay
     accept(store.connection, KEY, "OKX lost them in its outage")
     found = findings(store.connection)
     assert (found.missing, found.checks, found.accepted, found.series) == ([], [], 2, frozenset())
+    [judged] = latest(store.connection)
+    assert (judged.passed, judged.is_error, judged.accepted) == (False, False, "OKX lost them in its outage")
+    assert failed_checks(store.connection) == []
     [told] = accepted_findings(store.connection)
     assert (told.day, told.reason, told.holds) == (DAYS[1], "OKX lost them in its outage", True)
     # The same content again is the same day.
@@ -124,6 +128,8 @@ def test_an_accepted_finding_holds_until_the_content_of_its_day_changes_and_stay
     lose(store, DAYS[1], hours=3)
     found = findings(store.connection)
     assert (found.missing_candles, found.failing_checks, found.accepted) == (3, 1, 0)
+    assert [each.is_error for each in latest(store.connection)] == [True]
+    assert len(failed_checks(store.connection)) == 1
     assert [each.holds for each in accepted_findings(store.connection)] == [False]
     accept(store.connection, KEY, "and one more")
     assert findings(store.connection).accepted == 2
