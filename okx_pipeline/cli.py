@@ -458,8 +458,6 @@ def backup(file: Annotated[str, typer.Argument(metavar="FILE", help="A file that
 
     settings = _settings()
     with _database(settings, existing=True) as database:
-        with database.connect() as connection:
-            _refuse_empty_scope(connection)
         made = back_up(settings, database, _absolute(file))
     _print(f"{made.months:,} months of series, {made.archived:,} of them archived, in {made.size / 1e6:,.1f} MB")
 

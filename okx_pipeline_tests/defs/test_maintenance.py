@@ -12,11 +12,13 @@ from okx_pipeline.definitions import defs
 from okx_pipeline.defs.maintenance.months import partitions, partitions_daily
 from okx_pipeline.defs.resources import Pipeline
 from okx_pipeline.maintenance.upkeep import following
+from okx_pipeline.ranges import Range
 from okx_pipeline.replay.exchange import Exchange
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.months import series_months
 from okx_pipeline.storage.partitions import partition_bytes
 from okx_pipeline.storage.stream_status import Heartbeat, beat
+from okx_pipeline.storage.wanted import want
 from okx_pipeline.timeframes import HOUR_MS, month_bounds, month_of, parse_timeframe
 
 BTC = "BTC-USDT-SWAP"
@@ -128,6 +130,7 @@ def test_what_has_expired_and_cannot_go_is_told_by_a_check(
     old = date(2025, 7, 1)
     land_month(keeping, old)
     with keeping.store() as store:
+        want(store.connection, {(BTC, "1h"): [Range(*month_bounds(old))]}, "backfill")
         gone = month_bounds(old)[0] + 5 * HOUR_MS
         store.connection.execute("DELETE FROM trading.candlesticks WHERE timestamp_ms = %s", (gone,))
         store.connection.execute("UPDATE trading.landing_marks SET revision = revision + 1 WHERE day = '2025-07-01'")

@@ -148,7 +148,7 @@ def test_a_store_whose_disk_is_full_is_told_and_works_again_with_space(
         ended = system.run("backup", f"{disk}/backup")
         refused(ended, 1, "o space left")
         filler.unlink()
-    assert system.run("status").returncode == 0
+    assert system.run("migrate").returncode == 0
 
 
 # Another encoding
@@ -164,7 +164,7 @@ def test_what_a_terminal_has_no_letters_for_is_written_all_the_same(made_home: P
     with EmbeddedPostgres(made_home):
         for odd in ODD:
             system = system_in(made_home.parent, OKX_HOME=str(made_home), **odd)
-            for command in (STATUS, ("monitor", "--once"), ("subscribe", "--help")):
+            for command in (MIGRATE, ("accept", "--list"), ("subscribe", "--help")):
                 ended = system.run(*command)
                 assert (ended.returncode, ended.stderr) == (0, ""), (odd, command)
             refused(system.run("subscribe", "Zoë"), 2, "is not an OKX symbol")
@@ -192,7 +192,7 @@ def test_the_data_of_another_postgresql_is_refused_and_left_alone(home: Path, tm
     for command in (UP, STATUS):
         refused(system.run(*command), 1, "was made by PostgreSQL 17, and this program brings 18: make a backup")
     version.write_text("18\n")
-    assert system.run("status").returncode == 0
+    assert system.run("migrate").returncode == 0
 
 
 def test_half_of_a_store_is_not_made_anew_over_what_is_left(home: Path, tmp_path: Path) -> None:
@@ -218,4 +218,4 @@ def test_a_store_on_a_machine_that_lost_power_goes_on(home: Path, tmp_path: Path
     (home / "up.lock").write_text("1\n")
     shutil.copytree(home / "postgres" / "data" / "base", home / "postgres" / "data.new" / "base")
     assert os.path.lexists(Path(rest[3]) / ".s.PGSQL.5432")
-    assert system.run("status").returncode == 0
+    assert system.run("migrate").returncode == 0
