@@ -12,7 +12,7 @@ from typing import Final, LiteralString
 from okx_pipeline.errors import UsageError, command
 from okx_pipeline.storage.database import Connection
 from okx_pipeline.storage.landing import SeriesDay
-from okx_pipeline.storage.partitions import DetachedMonth
+from okx_pipeline.storage.partitions import DetachedMonth, detached_months
 
 MOST_LISTED: Final = 1_000
 """Findings of a kind that are listed; the counts are of all."""
@@ -218,6 +218,7 @@ def findings(connection: Connection) -> Findings:
         damaged=len(damaged),
         accepted=sum(each.accepted is not None for each in all_found),
         series=frozenset((each.symbol, each.timeframe) for each in all_found if each.accepted is None),
+        detached=detached_months(connection),
     )
 
 
