@@ -59,8 +59,7 @@ _REMARK: Final[LiteralString] = """
         landed_at = excluded.landed_at,
         corrected_at = coalesce(excluded.corrected_at, mark.corrected_at),
         streamed_at = coalesce(excluded.streamed_at, mark.streamed_at),
-        first_streamed_at = coalesce(mark.first_streamed_at, excluded.first_streamed_at),
-        changed_at = coalesce(excluded.changed_at, mark.changed_at)
+        first_streamed_at = coalesce(mark.first_streamed_at, excluded.first_streamed_at)
 """
 
 # The look at what is stored goes by the key, row by row: a join could choose to read whole months for a small batch.
@@ -195,7 +194,7 @@ WHERE streamed OR NOT EXISTS (
       AND month.month = date_trunc('month', landed.day)
 )
 ORDER BY symbol, timeframe, day
-{remark}
+{remark}, changed_at = coalesce(excluded.changed_at, mark.changed_at)
 """
 ).format(remark=sql.SQL(_REMARK))
 

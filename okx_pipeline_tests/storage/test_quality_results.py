@@ -104,16 +104,22 @@ def test_verdicts_are_found_by_symbol_timeframe_and_days(connection: Connection)
     assert latest(connection, start=DAY + timedelta(days=1)) == verdicts[4:]
 
 
-def test_the_summary_counts_series_days_of_the_last_week_by_the_worst_that_failed(connection: Connection) -> None:
+def test_the_summary_counts_the_series_days_of_the_ledger_by_the_worst_that_failed(connection: Connection) -> None:
     assert summary(connection) is None
-    warning = replace(FAILED, severity=Severity.WARNING)
-    record(connection, [PASSED, replace(warning, check="volumes"), replace(FAILED, check="market_moves")])
-    record(connection, [replace(PASSED, timeframe="1h"), replace(warning, timeframe="1h", check="volumes")])
-    record(connection, [replace(PASSED, timeframe="4h", validated_at=NOON + timedelta(hours=1))])
-    assert summary(connection) == QualitySummary(PASSED.day, 3, 1, 1, NOON + timedelta(hours=1))
-    later = PASSED.day + timedelta(days=7)
-    record(connection, [replace(PASSED, day=later)])
-    assert summary(connection) == QualitySummary(later, 1, 0, 0, PASSED.validated_at)
+    old = DAY - timedelta(days=400)
+    for timeframe, day in (("5m", DAY), ("1h", old), ("4h", DAY), ("15m", old)):
+        connection.execute(
+            "INSERT INTO trading.coverage (symbol, timeframe, day, expected, present, absent, quarantined, missing, "
+            "content_hash, judged_at) VALUES ('BTC-USDT-SWAP', %s, %s, 1, 1, 0, 0, 0, '', "
+            "CASE WHEN %s <> '15m' THEN clock_timestamp() END)",
+            (timeframe, day, timeframe),
+        )
+    warning = replace(FAILED, severity=Severity.WARNING, timeframe="4h", check="volumes")
+    record(connection, [PASSED, replace(FAILED, check="market_moves"), replace(FAILED, timeframe="1h", day=old)])
+    record(connection, [replace(warning, validated_at=NOON + timedelta(hours=1))])
+    # The ledger knows nothing of this one.
+    record(connection, [replace(FAILED, timeframe="2h")])
+    assert summary(connection) == QualitySummary(DAY, NOON + timedelta(hours=1), 3, 1, 2, 1)
 
 
 def test_links_to_pages_that_are_gone_are_taken_back(connection: Connection) -> None:
