@@ -16,7 +16,7 @@ import httpx
 import psutil
 
 PROGRAM = str(Path(sys.executable).with_name("okx-pipeline"))
-WITHIN_S = 120
+WITHIN_S = 300
 """How long anything may take on a busy machine."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-WITHIN_S = 120
+WITHIN_S = 300
 CODES = re.compile(r"\x1b(?:\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07)")
 HOME = "\x1b[H"
 ALTERNATE, NORMAL = "\x1b[?1049h", "\x1b[?1049l"
