@@ -486,6 +486,49 @@ MUTATIONS: Final = (
         (Edit(PROJECTION, "            _check_held(connection, store, month, proven)\n", ""),),
         ("storage/test_projection.py::test_a_month_whose_file_does_not_hold_it_all_is_not_archived",),
     ),
+    Mutation(
+        "a statement by hand leaves marks",
+        (
+            Edit(
+                "sql/0016.changes-by-hand.sql",
+                "PERFORM trading.leave_marks(symbols, timeframes, days, CASE",
+                "PERFORM (symbols, timeframes, days, CASE",
+            ),
+        ),
+        ("storage/test_changes_by_hand.py::test_a_statement_by_hand_marks_the_days_it_changes",),
+    ),
+    Mutation(
+        "the audit marks what no mark tells of",
+        (Edit("okx_pipeline/storage/audit.py", "FROM differing HAVING count(*) > 0", "FROM differing HAVING false"),),
+        (
+            "storage/test_changes_by_hand.py::"
+            "test_a_whole_pass_marks_every_day_whose_rows_are_not_those_that_were_counted",
+            "quality/test_status_tells.py::"
+            "test_the_status_is_green_exactly_if_a_recount_finds_nothing_wrong_that_is_not_accepted",
+        ),
+    ),
+    Mutation(
+        "a file that fails a check is written again",
+        (
+            Edit(
+                "okx_pipeline/quality/verdicts.py",
+                "repaired = repair_copies(store, day, verdicts)",
+                "repaired: set[SeriesKey] = set()",
+            ),
+        ),
+        ("quality/test_copies.py::test_a_damaged_file_is_written_again_by_the_check_that_finds_it_and_the_day_passes",),
+    ),
+    Mutation(
+        "the status tells of days of long ago",
+        (
+            Edit(
+                "okx_pipeline/storage/findings.py",
+                "WHERE known.missing > 0 AND known.read_at IS NOT NULL",
+                "WHERE known.missing > 0 AND known.read_at IS NOT NULL AND known.day > current_date - 7",
+            ),
+        ),
+        ("storage/test_findings.py::test_candles_that_are_deleted_on_an_old_day_are_a_finding_after_the_next_count",),
+    ),
 )
 
 
