@@ -323,7 +323,6 @@ def land(
 
     def write() -> tuple[Landed, int]:
         with connection.transaction():
-            connection.execute(LEAVES_MARKS)
             landed = _land_rows(connection, rows, days, source, requested_at) if rows else Landed()
             # After the rows, whose partition whoever archives it locks before any mark.
             quarantined = _quarantine(connection, refused, source)
@@ -469,6 +468,7 @@ def _land_rows(
                 return _copy_straight(connection, rows, days, source)
         except errors.UniqueViolation:
             pass  # some of it is there; the other way knows what to do with that
+    connection.execute(LEAVES_MARKS)
     connection.execute(_STAGE)
     changes, disputed, wanted = {}, [], 0
     with connection.cursor() as cursor:

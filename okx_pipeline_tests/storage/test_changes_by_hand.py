@@ -207,6 +207,7 @@ def test_a_whole_pass_marks_every_day_whose_rows_are_not_those_that_were_counted
 def test_a_row_inserted_through_the_parent_asks_for_a_pass_that_finds_it(store: CandleStore) -> None:
     audit(store.connection)
     store.connection.execute("SELECT trading.ensure_month('2026-10-01')")
+    store.connection.execute("SET application_name = 'psql'")
     store.connection.execute(INSERTED.format("trading.candlesticks"))
     assert audit(store.connection) == 1
     assert marked(store) == of(SYMBOL, FIRST + timedelta(days=40))
