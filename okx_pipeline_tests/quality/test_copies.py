@@ -24,6 +24,7 @@ from okx_pipeline.timeframes import DAY_MS, day_ms
 from okx_pipeline_tests.quality.sound_store import DAY, EVE, NOW_MS, candles, fill
 from okx_pipeline_tests.storage.small_disk import fill as fill_disk
 from okx_pipeline_tests.storage.small_disk import small_disk
+from okx_pipeline_tests.storage.test_damage import cut_off, flip_a_byte_of_the_rows
 
 SYMBOL = "CLEAN-USDT-SWAP"
 KEY = (SYMBOL, "15m")
@@ -57,17 +58,6 @@ def judge(store: CandleStore, *days: date) -> list[Verdict]:
 
 def failing(store: CandleStore) -> set[tuple[date, str, str]]:
     return {(each.day, each.check, each.store) for each in latest(store.connection) if each.is_error}
-
-
-def cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def flip_a_byte_of_the_rows(path: Path) -> None:
-    body = bytearray(path.read_bytes())
-    for place in range(200, 400):
-        body[place] ^= 0x40
-    path.write_bytes(body)
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, cut_off, flip_a_byte_of_the_rows])
